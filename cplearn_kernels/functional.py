@@ -1,0 +1,199 @@
+"""The public functions: each checks its arguments, documents itself, and hands over to an operator or the oracle."""
+
+from __future__ import annotations
+
+import torch
+
+from . import ops, reference, validation
+from .backends import check_name
+from .dictionary import Dictionary
+
+
+def cplearn_loss(
+    h1: torch.Tensor,
+    h2: torch.Tensor,
+    dictionary: Dictionary,
+    *,
+    temperature: float,
+    beta: float = 1.0,
+    prior: str = "reverse_kl",
+    prior_probs: torch.Tensor | None = None,
+    return_terms: bool = False,
+    process_group=None,
+    backend: str | None = None,
+):
+    """The CPLearn loss of two views, symmetric in them, with memory that does not depend on the number of codes.
+
+    With `P = softmax(h W / temperature)` per view and p̄ its mean over the batch,
+    `L = 1/2 sum over both orders (a, b) of [prior(a) + beta * invariance(a -> b)]`, where
+    `invariance(a -> b) = -(1/n) sum_ij p^a_ij log p^b_ij` (the target gets a gradient too) and prior(a) is
+    `KL(p̄ || q)` for "reverse_kl" or `CE(q, p̄)` for "cross_entropy".
+
+    Args:
+        h1, h2: embeddings of the two views, shape `(n, num_features)`, float32, bfloat16, float16 (or float64 on the
+            "reference" and "torch" backends), same dtype and device; any strides. A NaN or an infinity in either makes
+            the loss and the gradients NaN.
+        dictionary: the codes; no gradient flows into them.
+        temperature: a positive number, see `default_temperature`.
+        beta: weight of the invariance term, >= 0.
+        prior: "reverse_kl" (the authors' code) or "cross_entropy" (the paper's formula).
+        prior_probs: q, floating-point, shape `(num_codes,)`, summing to 1; positive under "reverse_kl". None: uniform.
+        return_terms: also return `{"invariance": ..., "prior": ...}`, detached, each the mean over both orders.
+        process_group: reserved for sharding over processes; only None is accepted in this version.
+        backend: see `backends()`; None picks the fastest that can serve the call.
+
+    Returns:
+        0-d tensor (float64 for float64 inputs, else float32), differentiable once in h1 and h2 (any number of times
+        with `backend="reference"`). With `return_terms`, `(loss, terms)`.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, shape or range; nothing has been computed then.
+        RuntimeError: the named backend cannot serve the call.
+        NotImplementedError: a process group, or a second derivative on a fused backend.
+
+    Source: Sansone, Lebailly, Tuytelaars, "Collapse-Proof Non-Contrastive Self-Supervised Learning" (ICML 2025).
+
+    Example:
+        >>> d = HadamardDictionary(num_features=128, num_codes=16384)
+        >>> cplearn_loss(h1, h2, d, temperature=default_temperature(128, 16384)).backward()
+    """
+    validation.check_embeddings("h1", h1, dictionary)
+    validation.check_embeddings("h2", h2, dictionary)
+    validation.check_pair(h1, h2)
+    temperature = validation.check_temperature(temperature)
+    beta = validation.check_beta(beta)
+    validation.check_prior(prior, prior_probs, dictionary.num_codes)
+    validation.check_process_group(process_group)
+    check_name(backend)
+    if prior_probs is not None:
+        if prior_probs.device != h1.device:
+            raise ValueError(f"prior_probs: expected a tensor on {h1.device} like h1, got {prior_probs.device}")
+        prior_probs = prior_probs.detach()
+    if backend == "reference":
+        if prior_probs is not None and not torch.compiler.is_compiling():
+            validation.check_prior_values(prior, prior_probs)
+        return reference.cplearn_loss(
+            h1, h2, dictionary, temperature=temperature, beta=beta, prior=prior, prior_probs=prior_probs,
+            return_terms=return_terms,
+        )  # fmt: skip
+    need_grad = torch.is_grad_enabled() and (h1.requires_grad or h2.requires_grad)
+    loss, invariance, prior_value, _, _ = ops.loss(
+        h1, h2, prior_probs, *ops.dictionary_arguments(dictionary), temperature, beta, prior, need_grad, backend or "",
+    )  # fmt: skip
+    if return_terms:
+        return loss, {"invariance": invariance.detach(), "prior": prior_value.detach()}
+    return loss
+
+
+def projector_softmax(
+    h: torch.Tensor, dictionary: Dictionary, *, temperature: float, backend: str | None = None
+) -> torch.Tensor:
+    """`P = softmax(h W / temperature)` over the codes.
+
+    Args:
+        h: embeddings `(n, num_features)`, any floating dtype the backend serves, any strides.
+        dictionary: the codes.
+        temperature: a positive number.
+        backend: see `backends()`.
+
+    Returns:
+        `(n, num_codes)`, float64 for float64 inputs, else float32; differentiable once in h. This is the one function
+        whose result grows with n times c.
+
+    Raises:
+        TypeError, ValueError: bad arguments. RuntimeError: the named backend cannot serve the call.
+
+    Example:
+        >>> projector_softmax(h, d, temperature=0.6).sum(1)     # ones
+    """
+    return _unary("projector_softmax", h, dictionary, temperature, backend)
+
+
+def projector_logsumexp(
+    h: torch.Tensor, dictionary: Dictionary, *, temperature: float, backend: str | None = None
+) -> torch.Tensor:
+    """`lse_i = log sum_j exp(h_i · w_j / temperature)`, natural logarithm.
+
+    Args, Raises: as for `projector_softmax`.
+
+    Returns:
+        `(n,)`, float64 for float64 inputs, else float32; differentiable once in h, gradient `B_i / temperature`.
+
+    Example:
+        >>> projector_logsumexp(h, d, temperature=0.6).shape
+        torch.Size([256])
+    """
+    return _unary("projector_logsumexp", h, dictionary, temperature, backend)
+
+
+def expected_code(
+    h: torch.Tensor, dictionary: Dictionary, *, temperature: float, backend: str | None = None
+) -> torch.Tensor:
+    """`B_i = sum_j p_ij w_j`, the mean code under a row's softmax: attention whose keys and values are the codes.
+
+    Args, Raises: as for `projector_softmax`.
+
+    Returns:
+        `(n, num_features)`, float64 for float64 inputs, else float32; differentiable once in h.
+
+    Example:
+        >>> expected_code(h, d, temperature=0.6).abs().max() <= 1     # a convex combination of ±1 vectors
+    """
+    return _unary("expected_code", h, dictionary, temperature, backend)
+
+
+def mean_assignment(
+    h: torch.Tensor, dictionary: Dictionary, *, temperature: float, backend: str | None = None
+) -> torch.Tensor:
+    """`p̄_j = (1/n) sum_i p_ij`, the batch mean of P.
+
+    Args, Raises: as for `projector_softmax`.
+
+    Returns:
+        `(num_codes,)`, float64 for float64 inputs, else float32; differentiable once in h.
+
+    Example:
+        >>> mean_assignment(h, d, temperature=0.6).sum()     # 1
+    """
+    return _unary("mean_assignment", h, dictionary, temperature, backend)
+
+
+def assign(
+    h: torch.Tensor, dictionary: Dictionary, *, top_k: int = 1, backend: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The codes with the largest inner product, per row, without ever forming the `(n, c)` scores.
+
+    Args:
+        h: embeddings `(n, num_features)`.
+        dictionary: the codes.
+        top_k: how many codes per row, 1 <= top_k <= num_codes.
+        backend: see `backends()`.
+
+    Returns:
+        `(scores, codes)`, each `(n, top_k)`, best first, equal scores by index: `scores = h_i · w_j` (no temperature),
+        float64 for float64 inputs, else float32; codes int64. No gradient. A row that holds a NaN or an infinity gets
+        NaN scores and codes of no meaning.
+
+    Raises:
+        TypeError, ValueError: bad arguments. RuntimeError: the named backend cannot serve the call.
+
+    Example:
+        >>> scores, codes = assign(h, d)
+        >>> codes[:, 0].unique().numel()     # codes used by the batch
+    """
+    validation.check_embeddings("h", h, dictionary)
+    validation.check_top_k(top_k, dictionary.num_codes)
+    check_name(backend)
+    if backend == "reference":
+        with torch.no_grad():
+            return reference.assign(h, dictionary, top_k=top_k)
+    return ops.assign(h.detach(), *ops.dictionary_arguments(dictionary), top_k, backend or "")
+
+
+def _unary(name, h, dictionary, temperature, backend):
+    validation.check_embeddings("h", h, dictionary)
+    temperature = validation.check_temperature(temperature)
+    check_name(backend)
+    if backend == "reference":
+        return getattr(reference, name)(h, dictionary, temperature=temperature)
+    return getattr(ops, name)(h, *ops.dictionary_arguments(dictionary), temperature, backend or "")

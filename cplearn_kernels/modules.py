@@ -1,0 +1,155 @@
+"""`CPLearnHead` and `CPLearnLoss`: the library as nn.Modules, for `loss = criterion(head(f1), head(f2))`."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from . import validation
+from .backends import check_name
+from .dictionary import Dictionary, describe_identity
+from .functional import assign, cplearn_loss
+from .temperature import EMBEDDINGS, default_temperature
+
+
+class CPLearnHead(nn.Module):
+    """Features to embeddings: `Linear -> BatchNorm1d -> L2-normalise` ("l2") or `... -> tanh` ("tanh").
+
+    Args:
+        in_features: width of the backbone's features.
+        num_features: f, the width of the embedding and of the dictionary.
+        embedding: "l2" (the paper: unit rows) or "tanh" (the authors' code).
+
+    Raises:
+        ValueError: a size below 1, or an unknown embedding.
+
+    Example:
+        >>> CPLearnHead(512, 2048)(torch.randn(64, 512)).norm(dim=1)     # ones
+    """
+
+    def __init__(self, in_features: int, num_features: int = 2048, *, embedding: str = "l2"):
+        super().__init__()
+        for name, value in (("in_features", in_features), ("num_features", num_features)):
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        _check_embedding(embedding)
+        self.embedding = embedding
+        # The normalisation's shift takes the place of a bias.
+        self.linear = nn.Linear(in_features, num_features, bias=False)
+        self.norm = nn.BatchNorm1d(num_features)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """`(n, in_features)` to `(n, num_features)`."""
+        h = self.norm(self.linear(features))
+        return nn.functional.normalize(h, dim=1) if self.embedding == "l2" else torch.tanh(h)
+
+    def extra_repr(self) -> str:
+        return f"embedding={self.embedding!r}"
+
+
+class CPLearnLoss(nn.Module):
+    """`cplearn_loss` with its dictionary and settings; `(h1, h2)` to a scalar.
+
+    The state dict holds one uint8 tensor, the identity of the dictionary (kind, sizes, seed, bit-layout version; for a
+    dense one the SHA-256 of its matrix too). Loading the state of another dictionary is an error.
+
+    Args:
+        dictionary: the codes.
+        temperature: a positive number; None means `default_temperature` for `embedding`.
+        beta, prior, prior_probs, process_group, backend: as for `cplearn_loss`.
+        embedding: "l2" or "tanh": what the default temperature assumes of the inputs.
+        batch_size: the global batch size; needed for the default temperature of "tanh".
+        eps: see `default_temperature`.
+
+    Raises:
+        TypeError, ValueError: bad arguments, here and not in the first forward.
+
+    Example:
+        >>> criterion = CPLearnLoss(HadamardDictionary(2048, 1 << 20))
+        >>> criterion(head(f1), head(f2)).backward()
+    """
+
+    def __init__(
+        self,
+        dictionary: Dictionary,
+        *,
+        temperature: float | None = None,
+        beta: float = 1.0,
+        prior: str = "reverse_kl",
+        prior_probs: torch.Tensor | None = None,
+        embedding: str = "l2",
+        batch_size: int | None = None,
+        eps: float | None = None,
+        process_group=None,
+        backend: str | None = None,
+    ):
+        super().__init__()
+        if not isinstance(dictionary, Dictionary):
+            raise TypeError(f"dictionary: expected a Dictionary of this library, got {type(dictionary).__name__}")
+        _check_embedding(embedding)
+        validation.check_prior(prior, prior_probs, dictionary.num_codes)
+        if prior_probs is not None:
+            validation.check_prior_values(prior, prior_probs)
+            prior_probs = prior_probs.detach().clone()
+        validation.check_process_group(process_group)
+        check_name(backend)
+        if temperature is None:
+            temperature = default_temperature(
+                dictionary.num_features, dictionary.num_codes, embedding=embedding, batch_size=batch_size, eps=eps
+            )
+        self.dictionary = dictionary
+        self.temperature = validation.check_temperature(temperature)
+        self.beta = validation.check_beta(beta)
+        self.prior = prior
+        self.embedding = embedding
+        self.process_group = process_group
+        self.backend = backend
+        self.register_buffer("prior_probs", prior_probs, persistent=False)
+        identity = torch.tensor(list(dictionary.identity()), dtype=torch.uint8)
+        self.register_buffer("dictionary_identity", identity)
+
+    def forward(self, h1: torch.Tensor, h2: torch.Tensor, *, return_terms: bool = False):
+        """Embeddings `(n, num_features)` of two views to the loss, or to `(loss, terms)`; see `cplearn_loss`."""
+        return cplearn_loss(
+            h1, h2, self.dictionary, temperature=self.temperature, beta=self.beta, prior=self.prior,
+            prior_probs=self.prior_probs, return_terms=return_terms, process_group=self.process_group,
+            backend=self.backend,
+        )  # fmt: skip
+
+    def assign(self, h: torch.Tensor, top_k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """The best codes of each row: (scores, codes), each `(n, top_k)`; see `cplearn_kernels.assign`."""
+        return assign(h, self.dictionary, top_k=top_k, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.dictionary!r}, temperature={self.temperature:.6g}, beta={self.beta}, prior={self.prior!r}, "
+            f"backend={self.backend!r}"
+        )
+
+    def _apply(self, fn, *args, **kwargs):
+        prior_probs = self.prior_probs
+        super()._apply(fn, *args, **kwargs)
+        device = self.dictionary_identity.device
+        self.dictionary = self.dictionary.to(device)
+        if prior_probs is not None:
+            # `.half()` on a whole model must not round the prior.
+            self.prior_probs = prior_probs.to(device)
+        return self
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors):
+        key = prefix + "dictionary_identity"
+        stored = state_dict.get(key)
+        if stored is not None and bytes(stored.flatten().tolist()) != self.dictionary.identity():
+            errors.append(
+                f"{key}: the state was saved with a {describe_identity(bytes(stored.flatten().tolist()))}, "
+                f"but this module has a {describe_identity(self.dictionary.identity())}"
+            )
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors
+        )  # fmt: skip
+
+
+def _check_embedding(embedding: str) -> None:
+    if embedding not in EMBEDDINGS:
+        raise ValueError(f"embedding: expected one of {EMBEDDINGS}, got {embedding!r}")

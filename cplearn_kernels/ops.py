@@ -1,0 +1,185 @@
+"""The functions as torch.library operators: fake implementations for the compiler, autograd, and the backend's choice.
+
+A dictionary crosses the operator boundary as plain values (kind, num_features, num_codes, seed) plus the matrix of a
+dense one, because schemas know no Python objects. Every backward is an operator of its own whose own backward raises:
+second derivatives are not implemented, and saying so beats returning zeros.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from . import validation
+from .backends import select
+from .dictionary import Dictionary, rebuild
+
+_NAMESPACE = "cplearn_kernels"
+_TWO_63 = 1 << 63
+
+
+def dictionary_arguments(dictionary: Dictionary) -> tuple:
+    """(weight, kind, num_features, num_codes, seed) as the operators take them; the seed as a signed 64-bit integer."""
+    seed = dictionary.seed - (1 << 64) if dictionary.seed >= _TWO_63 else dictionary.seed
+    return dictionary.weight, dictionary.kind, dictionary.num_features, dictionary.num_codes, seed
+
+
+def _dictionary(weight, kind, num_features, num_codes, seed) -> Dictionary:
+    return rebuild(kind, num_features, num_codes, seed % (1 << 64), weight)
+
+
+def _select(backend: str, function: str, dictionary: Dictionary, h: Tensor):
+    return select(backend or None, function, dictionary, h)
+
+
+def _result_dtype(h: Tensor) -> torch.dtype:
+    return torch.float64 if h.dtype == torch.float64 else torch.float32
+
+
+def _operator(name: str, fake):
+    """Register a function as operator `name` with the shapes that `fake` gives."""
+
+    def register(implementation):
+        operator = torch.library.custom_op(f"{_NAMESPACE}::{name}", mutates_args=())(implementation)
+        operator.register_fake(fake)
+        return operator
+
+    return register
+
+
+# --- cplearn_loss: the gradient is made in the forward, where each block of codes is at hand ------------------------
+
+
+def _loss_fake(h1, h2, prior_probs, weight, kind, num_features, num_codes, seed, temperature, beta, prior, need_grad,
+               backend):  # fmt: skip
+    scalars = [h1.new_empty((), dtype=_result_dtype(h1)) for _ in range(3)]
+    shape = h1.shape if need_grad else (0,)
+    return (*scalars, *(h1.new_empty(shape, dtype=_result_dtype(h1)) for _ in range(2)))
+
+
+@_operator("loss", _loss_fake)
+def loss(
+    h1: Tensor, h2: Tensor, prior_probs: Optional[Tensor], weight: Optional[Tensor], kind: str, num_features: int,
+    num_codes: int, seed: int, temperature: float, beta: float, prior: str, need_grad: bool, backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """(loss, invariance, prior, dL/dh1, dL/dh2); the last two are empty unless `need_grad`."""
+    dictionary = _dictionary(weight, kind, num_features, num_codes, seed)
+    if prior_probs is not None:
+        validation.check_prior_values(prior, prior_probs)
+    module = _select(backend, "cplearn_loss", dictionary, h1)
+    return module.cplearn_loss(h1, h2, dictionary, temperature, beta, prior, prior_probs, need_grad)
+
+
+@_operator("loss_backward", lambda upstream, grad, h: torch.empty_like(h, memory_format=torch.contiguous_format))
+def loss_backward(upstream: Tensor, grad: Tensor, h: Tensor) -> Tensor:
+    """`upstream * grad` in float32, then cast: a gradient scaler's factor arrives before half precision rounds."""
+    return (upstream * grad).to(h.dtype, memory_format=torch.contiguous_format, copy=True)
+
+
+def _loss_setup(ctx, inputs, output):
+    h1, h2, need_grad = inputs[0], inputs[1], inputs[11]
+    if not need_grad:
+        raise RuntimeError("cplearn loss: the operator was called without need_grad, yet an input needs a gradient")
+    ctx.save_for_backward(h1, h2, output[3], output[4])
+
+
+def _loss_autograd(ctx, upstream, *_):
+    h1, h2, grad1, grad2 = ctx.saved_tensors
+    return (
+        loss_backward(upstream, grad1, h1) if ctx.needs_input_grad[0] else None,
+        loss_backward(upstream, grad2, h2) if ctx.needs_input_grad[1] else None,
+        *[None] * 11,
+    )
+
+
+loss.register_autograd(_loss_autograd, setup_context=_loss_setup)
+
+
+# --- functions of one batch: f(h, dictionary, temperature) ----------------------------------------------------------
+
+
+def _unary(name: str, shape):
+    """Operators `name` and `name_backward` for a function of one batch whose result has shape `shape(h, num_codes)`."""
+
+    def fake(h, weight, kind, num_features, num_codes, seed, temperature, backend):
+        return h.new_empty(shape(h, num_codes), dtype=_result_dtype(h))
+
+    @_operator(name, fake)
+    def forward(
+        h: Tensor, weight: Optional[Tensor], kind: str, num_features: int, num_codes: int, seed: int,
+        temperature: float, backend: str,
+    ) -> Tensor:  # fmt: skip
+        dictionary = _dictionary(weight, kind, num_features, num_codes, seed)
+        return getattr(_select(backend, name, dictionary, h), name)(h, dictionary, temperature)
+
+    def backward_fake(upstream, h, output, weight, kind, num_features, num_codes, seed, temperature, backend):
+        return torch.empty_like(h, memory_format=torch.contiguous_format)
+
+    @_operator(f"{name}_backward", backward_fake)
+    def backward(
+        upstream: Tensor, h: Tensor, output: Optional[Tensor], weight: Optional[Tensor], kind: str, num_features: int,
+        num_codes: int, seed: int, temperature: float, backend: str,
+    ) -> Tensor:  # fmt: skip
+        dictionary = _dictionary(weight, kind, num_features, num_codes, seed)
+        run = getattr(_select(backend, name, dictionary, h), f"{name}_backward")
+        kept = () if output is None else (output,)
+        return run(upstream, h, *kept, dictionary, temperature).to(h.dtype)
+
+    keeps_output = name == "projector_softmax"  # its gradient is written in p; the others recompute what they need
+
+    def setup(ctx, inputs, output):
+        h, weight, *ctx.settings = inputs
+        ctx.save_for_backward(h, output if keeps_output else None, weight)
+
+    def autograd(ctx, upstream):
+        h, output, weight = ctx.saved_tensors
+        return backward(upstream, h, output, weight, *ctx.settings), *[None] * 7
+
+    forward.register_autograd(autograd, setup_context=setup)
+    return forward, backward
+
+
+projector_softmax, projector_softmax_backward = _unary("projector_softmax", lambda h, c: (h.shape[0], c))
+projector_logsumexp, projector_logsumexp_backward = _unary("projector_logsumexp", lambda h, c: (h.shape[0],))
+expected_code, expected_code_backward = _unary("expected_code", lambda h, c: h.shape)
+mean_assignment, mean_assignment_backward = _unary("mean_assignment", lambda h, c: (c,))
+
+
+# --- assign: no gradient ---------------------------------------------------------------------------------------------
+
+
+def _assign_fake(h, weight, kind, num_features, num_codes, seed, top_k, backend):
+    shape = (h.shape[0], top_k)
+    return h.new_empty(shape, dtype=_result_dtype(h)), h.new_empty(shape, dtype=torch.int64)
+
+
+@_operator("assign", _assign_fake)
+def assign(
+    h: Tensor, weight: Optional[Tensor], kind: str, num_features: int, num_codes: int, seed: int, top_k: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(scores, codes), each `(n, top_k)`."""
+    dictionary = _dictionary(weight, kind, num_features, num_codes, seed)
+    return _select(backend, "assign", dictionary, h).assign(h, dictionary, top_k)
+
+
+# --- second derivatives ----------------------------------------------------------------------------------------------
+
+
+def _refuse_double_backward(operator) -> None:
+    name = operator._opoverload._schema.name
+
+    def refuse(ctx, *_):
+        raise NotImplementedError(
+            f"{name}: second derivatives are not implemented by the fused backends; "
+            'backend="reference" is differentiable any number of times'
+        )
+
+    operator.register_autograd(refuse, setup_context=lambda ctx, inputs, output: None)
+
+
+for _backward in (loss_backward, projector_softmax_backward, projector_logsumexp_backward, expected_code_backward,
+                  mean_assignment_backward):  # fmt: skip
+    _refuse_double_backward(_backward)
