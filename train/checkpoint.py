@@ -1,0 +1,73 @@
+"""Checkpoints: everything a run needs to go on exactly, written so that a crash never leaves half a file."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from train.config import Config, differing_fields
+from train.errors import InputError
+
+FILE = "checkpoint.pt"
+
+
+@dataclass
+class Progress:
+    """Where training stands: with the weights and the optimiser's state, all that later steps depend on.
+
+    No generator state is kept: every random draw of a step follows from the seed and the number of the step.
+    """
+
+    step: int = 0
+    """Steps done."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Sums of the metrics over the steps done of the epoch under way."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """One row of metrics per finished epoch, as in metrics.jsonl."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Seconds spent in each part of the steps so far."""
+
+
+def save(path: Path, config: Config, progress: Progress, method: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    """Write a checkpoint to `path` atomically."""
+    content = {"config": config.to_dict(), "progress": asdict(progress), "method": method.state_dict(),
+               "optimiser": optimiser.state_dict()}
+    write_atomically(path, lambda temporary: torch.save(content, temporary))
+
+
+def restore(path: Path, config: Config, method: nn.Module, optimiser: torch.optim.Optimizer) -> Progress:
+    """Load the checkpoint at `path` into the method and the optimiser and return where training stood.
+
+    Raises InputError if the file is missing or damaged, or belongs to another configuration (naming the fields).
+    """
+    if not path.is_file():
+        raise InputError(f"--resume was given, expected a checkpoint at {path}, and there is none.")
+    try:
+        content = torch.load(path, map_location=config.device, weights_only=True)
+        stored, progress = content["config"], Progress(**content["progress"])
+    except (RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path} could not be read ({type(error).__name__}), expected a checkpoint of this "
+                         f"program.") from None
+    if differences := differing_fields(stored, config):
+        raise InputError(f"{path} is of another configuration, expected the same {', '.join(differences)}.")
+    method.load_state_dict(content["method"])
+    optimiser.load_state_dict(content["optimiser"])
+    return progress
+
+
+def write_atomically(path: Path, write) -> None:
+    """Call `write(temporary path)`, then rename: readers see the old file or the new one, never a part of it."""
+    temporary = path.with_name(path.name + ".part")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            # Without this a power cut after the rename could leave a name without its bytes.
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

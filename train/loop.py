@@ -1,0 +1,192 @@
+"""The training loop: every step, metrics of every epoch, interruptions, and exact continuation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import signal
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from train import checkpoint
+from train.augment import TwoViews
+from train.checkpoint import Progress
+from train.config import Config
+from train.data import Images
+from train.errors import Diverged
+
+METRICS_FILE = "metrics.jsonl"
+DIVERGED_FILE = "diverged.pt"
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop and a checkpoint has been saved; its exit status is the shell's usual one."""
+
+    def __init__(self, signum: int, step: int, total: int) -> None:
+        super().__init__(f"Stopped by {signal.Signals(signum).name} after step {step} of {total}; a checkpoint is saved.")
+        self.exit_status = 128 + signum
+
+
+def derive_seed(seed: int, purpose: str, index: int = 0) -> int:
+    """A 63-bit seed for one use, unrelated to that of any other purpose or index."""
+    digest = hashlib.sha256(f"{seed} {purpose} {index}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
+    """Linear warm-up to `config.lr`, then half a cosine to zero after the last step; `step` counts from 0."""
+    warmup, total = config.warmup_epochs * steps_per_epoch, config.epochs * steps_per_epoch
+    if step < warmup:
+        return config.lr * (step + 1) / (warmup + 1)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+
+
+def batches(config: Config, count: int, first_step: int) -> Iterator[Tensor]:
+    """The image numbers of every step from `first_step` to the last, int64 `(batch_size,)`.
+
+    Each epoch is a permutation of the `count` images that depends on the seed and the epoch only; its remainder that
+    fills no batch is left out.
+    """
+    steps_per_epoch = count // config.batch_size
+    first_epoch, skip = divmod(first_step, steps_per_epoch)
+    for epoch in range(first_epoch, config.epochs):
+        generator = torch.Generator().manual_seed(derive_seed(config.seed, "order", epoch))
+        order = torch.randperm(count, generator=generator)
+        yield from order.split(config.batch_size)[skip:steps_per_epoch]
+        skip = 0
+
+
+class Stopwatch:
+    """Adds up the seconds of each part of the steps in a dictionary; waits for the GPU so that they are its parts."""
+
+    def __init__(self, seconds: dict[str, float], device: str) -> None:
+        self.seconds, self.device = seconds, torch.device(device)
+        self.last = time.perf_counter()
+
+    def mark(self, part: str) -> None:
+        """Count the time since the previous mark for `part`."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        self.seconds[part] = self.seconds.get(part, 0.0) + now - self.last
+        self.last = now
+
+
+def train_step(method: nn.Module, optimiser: torch.optim.Optimizer, first: Tensor, second: Tensor,
+               watch: Stopwatch) -> dict[str, float]:
+    """One step of optimisation on two views `(n, 3, 32, 32)`; the loss and its terms.
+
+    The graph is cut at the embeddings and joined again, which leaves every gradient as it is and lets the loss's forward
+    and gradient be timed apart from the encoder's. If the loss is not finite, it is returned and nothing is updated.
+    """
+    h1, h2 = method.head(method.backbone(first)), method.head(method.backbone(second))
+    leaf1, leaf2 = (h.detach().requires_grad_() for h in (h1, h2))
+    watch.mark("encoder forward")
+    loss, terms = method.loss(leaf1, leaf2)
+    metrics = {"loss": loss.item(), **{name: term.item() for name, term in terms.items()}}
+    if not math.isfinite(metrics["loss"]):
+        return metrics
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    watch.mark("loss")
+    torch.autograd.backward([h1, h2], [leaf1.grad, leaf2.grad])
+    watch.mark("encoder backward")
+    optimiser.step()
+    watch.mark("optimiser")
+    return metrics
+
+
+def train(config: Config, data: Images, method: nn.Module, optimiser: torch.optim.Optimizer,
+          progress: Progress) -> None:
+    """Train from where `progress` stands to the end, updating it; metrics and checkpoints go to the output directory.
+
+    Raises Interrupted after SIGINT or SIGTERM, with a checkpoint of that very step, and Diverged when the loss is not
+    finite, leaving the last epoch's checkpoint as it is and the present state beside it.
+    """
+    folder = Path(config.output_dir)
+    views = TwoViews(config).to(config.device)
+    steps_per_epoch = len(data.train_images) // config.batch_size
+    total = config.epochs * steps_per_epoch
+
+    def save(name: str) -> None:
+        checkpoint.save(folder / name, config, progress, method, optimiser)
+
+    method.train()
+    write_metrics(folder / METRICS_FILE, progress.history)
+    with stop_requests() as requests, tqdm(total=total, initial=progress.step, unit="step", disable=None) as bar:
+        watch = Stopwatch(progress.seconds, config.device)
+        first_step, started = progress.step, time.perf_counter()
+        for index in batches(config, len(data.train_images), progress.step):
+            # Every draw of this step follows from this seed, so a checkpoint needs no generator state.
+            torch.manual_seed(derive_seed(config.seed, "step", progress.step))
+            lr = learning_rate(config, progress.step, steps_per_epoch)
+            for group in optimiser.param_groups:
+                group["lr"] = lr
+            first, second = views(data.train_images[index.to(config.device)])
+            watch.mark("views")
+            metrics = train_step(method, optimiser, first, second, watch)
+            if not math.isfinite(metrics["loss"]):
+                save(DIVERGED_FILE)
+                raise Diverged(
+                    f"The loss became {metrics['loss']} at step {progress.step + 1} of {total}, expected a finite number; "
+                    f"the state is in {folder / DIVERGED_FILE} and that of the last whole epoch in "
+                    f"{folder / checkpoint.FILE} (try a lower --lr with --overwrite).")
+            progress.step += 1
+            for name, value in metrics.items():
+                progress.sums[name] = progress.sums.get(name, 0.0) + value
+            rate = (progress.step - first_step) * config.batch_size / (time.perf_counter() - started)
+            bar.update()
+            bar.set_postfix_str(f"{rate:.0f} images/s  " + "  ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
+            if progress.step % steps_per_epoch == 0:
+                epoch = progress.step // steps_per_epoch
+                means = {name: value / steps_per_epoch for name, value in progress.sums.items()}
+                progress.history.append({"epoch": epoch, "step": progress.step, "lr": lr, **means})
+                progress.sums.clear()
+                write_metrics(folder / METRICS_FILE, progress.history)
+                save(checkpoint.FILE)
+                tqdm.write(f"epoch {epoch}/{config.epochs}  {rate:.0f} images/s  "
+                           + "  ".join(f"{k} {v:.4f}" for k, v in means.items()))
+            watch.mark("checkpoint")
+            if requests and progress.step < total:
+                save(checkpoint.FILE)
+                raise Interrupted(requests[0], progress.step, total)
+
+
+def throughput(config: Config, progress: Progress) -> dict[str, float]:
+    """Images per second of training, its seconds, and the share of each part of a step."""
+    seconds, total = progress.seconds, sum(progress.seconds.values())
+    shares = {f"{part.replace(' ', '_')}_fraction_of_step": value / total for part, value in seconds.items()}
+    return {"images_per_second": progress.step * config.batch_size / total, "seconds_training": total, **shares}
+
+
+def write_metrics(path: Path, history: list[dict[str, float]]) -> None:
+    """Write one JSON object per finished epoch.
+
+    The whole file each time: after a crash it may hold epochs that the checkpoint does not, and those come again.
+    """
+    text = "".join(json.dumps(row) + "\n" for row in history)
+    checkpoint.write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in the list that is returned; a second SIGINT acts at once, as usual."""
+    requests: list[int] = []
+
+    def note(signum, frame) -> None:
+        requests.append(signum)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    previous = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield requests
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)

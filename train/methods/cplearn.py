@@ -1,0 +1,52 @@
+"""CPLearn: embeddings of two views are assigned to a fixed dictionary of codes, evenly and alike."""
+
+from __future__ import annotations
+
+import math
+
+import cplearn_kernels as cpk
+import torch
+from torch import Tensor, nn
+
+from train.config import Config
+from train.errors import InputError
+
+DICTIONARIES = {"hadamard": cpk.HadamardDictionary, "rademacher": cpk.RademacherDictionary}
+
+
+class CPLearn(nn.Module):
+    """Backbone, head and loss of CPLearn.
+
+    Raises InputError, before any training, if the library rejects the dictionary, the temperature or the backend.
+    """
+
+    def __init__(self, config: Config, backbone: nn.Module) -> None:
+        super().__init__()
+        self.batch_size = config.batch_size
+        self.backbone = backbone
+        try:
+            dictionary = DICTIONARIES[config.dictionary](config.num_features, config.num_codes, seed=config.seed)
+            self.head = cpk.CPLearnHead(backbone.out_features, config.num_features, embedding=config.embedding)
+            self.criterion = cpk.CPLearnLoss(
+                dictionary, beta=config.beta, prior=config.prior, embedding=config.embedding,
+                batch_size=config.batch_size, eps=config.eps, backend=config.backend)
+            # Two rows are enough to learn whether the backend runs here at all.
+            rows = torch.eye(2, config.num_features, device=config.device)
+            self.criterion(rows, rows)
+            self.criterion.assign(rows)
+        except (ValueError, RuntimeError, NotImplementedError) as error:
+            raise InputError(f"The loss cannot be set up with these options: {error}") from error
+
+    def loss(self, h1: Tensor, h2: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of two views' embeddings (n, f), and its `prior` and `invariance` terms, detached."""
+        return self.criterion(h1, h2, return_terms=True)
+
+    def assign(self, h: Tensor) -> Tensor:
+        """The nearest code of each embedding (n, f), int64 (n,)."""
+        return self.criterion.assign(h)[1].flatten()
+
+    def lines(self) -> dict[str, float]:
+        """The loss of a fully collapsed encoder, and the least loss that n samples allow (both for beta = 1)."""
+        c = self.criterion.dictionary.num_codes
+        return {"log c (full collapse)": math.log(c),
+                "log(c / min(n, c)) (floor)": math.log(c / min(self.batch_size, c))}
