@@ -1,0 +1,98 @@
+"""Draws time and memory against the number of codes from a benchmark record."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, Mapping
+
+from bench.results import ResultsError, load, only_result
+from bench.rows import COLUMN_TITLES, LIBRARY, MEGABYTE
+
+# Okabe and Ito's colours, which stay apart for colour-blind readers; dashes and markers tell f.
+_COLOURS = {LIBRARY: "#0072B2", "eager": "#D55E00", "tidy": "#009E73", "compiled": "#CC79A7"}
+_FEATURE_STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
+
+# Where "no growth" is drawn on a logarithmic axis; the kernel's own count of resident pages is no finer.
+_SMALLEST_MB = 0.1
+
+Series = dict[tuple[str, int], list[tuple[int, float]]]
+
+
+def series(record: Mapping[str, Any], n: int) -> tuple[Series, Series]:
+    """Seconds of forward + backward, and megabytes, against c: points by (column, f), sorted by c.
+
+    A column's memory is the growth of the peak during the call plus the dense codes it holds, which is what c costs
+    its user. Only rows with `n` rows per view are taken, so that a line varies in c alone.
+    """
+    times: Series = {}
+    memory: Series = {}
+    for row in sorted((row for row in record["rows"] if row["n"] == n), key=lambda row: row["num_codes"]):
+        for column, part in row["columns"].items():
+            key, c = (column, row["num_features"]), row["num_codes"]
+            if "forward_backward" in part:
+                times.setdefault(key, []).append((c, part["forward_backward"]["median"]))
+            if "memory" in part:
+                held = part["memory"]["growth_bytes"] + part["memory"]["codes_bytes"]
+                memory.setdefault(key, []).append((c, max(held / MEGABYTE, _SMALLEST_MB)))
+    return times, memory
+
+
+def draw(record: Mapping[str, Any], path: Path, n: int = 64) -> None:
+    """Writes the picture, two panels side by side, as PNG (or what the suffix of `path` says)."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # no display needed
+    from matplotlib import pyplot
+
+    times, memory = series(record, n)
+    if not times and not memory:
+        sizes = ", ".join(str(size) for size in sorted({row["n"] for row in record["rows"]}))
+        raise ResultsError(f"no measured row with n = {n}; the record has n = {sizes or 'nothing'}")
+    order = list(COLUMN_TITLES)
+    features = sorted({f for _, f in [*times, *memory]})
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    panels = ((times, "seconds, forward + backward"), (memory, "MB: peak growth of a call + codes held"))
+    for axis, (lines, label) in zip(axes, panels):
+        for (column, f), points in sorted(lines.items(), key=lambda item: (item[0][1], order.index(item[0][0]))):
+            dash, marker = _FEATURE_STYLES[features.index(f) % len(_FEATURE_STYLES)]
+            axis.plot(*zip(*points), dash, marker=marker, markersize=4.5, color=_COLOURS[column],
+                      label=f"{COLUMN_TITLES[column]}, f = {f}")
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_xlabel("number of codes c")
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize="x-small", frameon=False)
+    machine = record["machine"]
+    figure.suptitle(f"{record['benchmark']}, n = {n}: {machine['cpu']}, {machine['threads']} threads, "
+                    f"torch {machine['torch']}, {machine['date']}", fontsize="medium")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Draws one results file."""
+    parser = argparse.ArgumentParser(prog="python -m bench.plot", description=__doc__.splitlines()[0])
+    parser.add_argument("json", nargs="?", type=Path, help="results file (default: the only one in bench/results)")
+    parser.add_argument("--output", type=Path, help="picture to write (default: beside the JSON, as .png)")
+    parser.add_argument("--n", type=int, default=64, help="rows per view of the lines drawn (default: 64)")
+    given = parser.parse_args(arguments)
+    try:
+        path = given.json if given.json is not None else only_result()
+        output = given.output if given.output is not None else path.with_suffix(".png")
+        draw(load(path), output, given.n)
+    except ResultsError as error:
+        print(f"bench.plot: {error}", file=sys.stderr)
+        return 1
+    except ImportError as error:
+        print(f"bench.plot: {error}; `pip install matplotlib` or the extra [bench]", file=sys.stderr)
+        return 1
+    print(output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
