@@ -49,7 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--benchmark-full", action="store_true", help="--benchmark with the rows that take minutes")
     group.addoption("--backend", default="cpu", help="the library's backend (default: cpu)")
     group.addoption("--threads", type=_positive, default=2, help="threads of torch and the library (default: 2)")
-    group.addoption("--rounds", type=_positive, default=7, help="measured rounds (default: 7)")
+    group.addoption("--rounds", type=_positive, default=5, help="measured rounds (default: 5)")
     group.addoption("--json", type=Path, default=None, metavar="FILE",
                     help="results file (default: in bench/results, named by benchmark, backend and machine)")
     group.addoption("--require-bars", action="store_true", help="with --benchmark: fail when a bar is not met")
@@ -63,7 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
         full=full,
         backend=config.getoption("--backend", default="cpu"),
         threads=config.getoption("--threads", default=2),
-        rounds=config.getoption("--rounds", default=7),
+        rounds=config.getoption("--rounds", default=5),
     )
     if config.stash[_BENCH].measuring and config.getoption("numprocesses", default=None):
         raise pytest.UsageError("--benchmark measures one thing at a time; run it without pytest-xdist's -n")
@@ -120,7 +120,7 @@ def _missing(bench: Bench, record: dict) -> list[str]:
     measured = {entry["name"]: entry["columns"] for entry in record["rows"]}
 
     def whole(part: dict) -> bool:
-        return "error" in part or {"forward_backward", "forward", "memory"} <= part.keys()
+        return "error" in part or {"forward_backward", "memory"} <= part.keys()
 
     return [row.name for row in ROWS if bench.wanted(row)
             and not all(whole(measured.get(row.name, {}).get(column, {})) for column in row.columns)]

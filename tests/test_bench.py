@@ -325,7 +325,8 @@ def test_commands_report_a_missing_file_in_one_sentence(main, tmp_path, capsys):
 
 
 def test_cpu_fields_of_a_cpuinfo():
-    text = "processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu avx avx2 avx512f\n\nmodel name\t: Other\nflags\t: sse4_2"
+    text = ("processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu avx avx2 avx512f\n\n"
+            "model name\t: Other\nflags\t: sse4_2")
     assert machine.cpu_fields(text) == {"cpu": "Some CPU", "cpu_flags": ["avx", "avx2", "avx512f"]}
     assert machine.cpu_fields("")["cpu"]
 
