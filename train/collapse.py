@@ -50,4 +50,5 @@ def within_class_scatter(h: Tensor, labels: Tensor) -> float:
     h = torch.nn.functional.normalize(h.double(), dim=1)
     total = (h - h.mean(0)).square().sum()
     within = sum((h[labels == k] - h[labels == k].mean(0)).square().sum() for k in labels.unique())
-    return float(within / total) if total > 0 else 0.0
+    # Equal rows differ from their mean by rounding errors, a share of which would mean nothing.
+    return float(within / total) if total > 1e-12 * len(h) else 0.0

@@ -19,7 +19,7 @@ def loss_curve(history: list[dict[str, float]], lines: dict[str, float]) -> Figu
     """Mean loss per epoch, with the levels that the method says belong on every plot of it."""
     figure, axes = _axes("epoch", "loss")
     axes.plot([row["epoch"] for row in history], [row["loss"] for row in history], "o-", color=BLUE, ms=3, label="loss")
-    for (label, level), style in zip(lines.items(), ("--", ":")):
+    for (label, level), style in zip(lines.items(), ("--", ":", "-.")):
         axes.axhline(level, color=GREY, ls=style, label=f"{label} = {level:.2f}")
     axes.legend(fontsize=8)
     return figure

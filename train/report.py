@@ -82,8 +82,8 @@ def _collapse(config: Config, summary: dict[str, Any], classes: int) -> str:
 
 def _pictures(config: Config, data: Images, method: nn.Module, progress: Progress, test: Encoded) -> list[str]:
     note = ""
-    if config.beta != 1 or config.prior != "reverse_kl":
-        note = f" The levels hold for beta = 1 and the reverse_kl prior; this run has beta = {config.beta} and {config.prior}."
+    if config.prior != "reverse_kl":
+        note = f" The levels hold for the reverse_kl prior; this run has {config.prior}."
     labels = data.test_labels.cpu()
     # The run's random draws are over; this seed only keeps the sample the same from report to report.
     torch.manual_seed(config.seed)
@@ -91,7 +91,8 @@ def _pictures(config: Config, data: Images, method: nn.Module, progress: Progres
     first, second = TwoViews(config)(sample)
     return [
         _picture(figures.loss_curve(progress.history, method.lines()),
-                 "Loss: log c is an encoder that says nothing; no batch of n samples can be below log(c / min(n, c))." + note),
+                 "Loss: log c is an encoder that gives every image the same code, log(c / min(n, c)) one that gives each of the n "
+                 "images of a batch its own." + note),
         _picture(figures.term_curves(progress.history),
                  "Terms of the loss: the prior is low when the codes are in even use, the invariance when two views of an "
                  "image get the same code with certainty."),

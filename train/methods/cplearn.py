@@ -46,7 +46,12 @@ class CPLearn(nn.Module):
         return self.criterion.assign(h)[1].flatten()
 
     def lines(self) -> dict[str, float]:
-        """The loss of a fully collapsed encoder, and the least loss that n samples allow (both for beta = 1)."""
-        c = self.criterion.dictionary.num_codes
-        return {"log c (full collapse)": math.log(c),
-                "log(c / min(n, c)) (floor)": math.log(c / min(self.batch_size, c))}
+        """Levels of the loss with the reverse_kl prior, for c codes and batches of n samples.
+
+        log c is the loss when all samples share one code, log(c / min(n, c)) when each has one of its own. The latter is
+        the least possible for beta >= 1; for a smaller beta, undecided assignments can go down to beta times that.
+        """
+        c, beta = self.criterion.dictionary.num_codes, self.criterion.beta
+        own = math.log(c / min(self.batch_size, c))
+        levels = {"log c (all on one code)": math.log(c), "log(c / min(n, c)) (each on its own)": own}
+        return levels if beta >= 1 else levels | {"beta log(c / min(n, c)) (floor)": beta * own}
