@@ -15,8 +15,7 @@ from .functional import (
 )
 from .modules import CPLearnHead, CPLearnLoss
 from .temperature import default_temperature
-
-__version__ = "0.1.0"
+from .version import __version__
 
 __all__ = [
     "CPLearnHead",

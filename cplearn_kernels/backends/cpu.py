@@ -1,10 +1,176 @@
-"""Backend "cpu": C++ kernels for Hadamard dictionaries on CPU tensors (placeholder until the core is built)."""
+"""Backend "cpu": the C++ kernels for Hadamard dictionaries on CPU tensors (csrc/cpu).
+
+Each function computes the formula of the function of the same name in `reference.py` in float32, with sums across
+blocks of codes in float64. The result does not depend on the number of threads. Memory is O(n * f), whatever c is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+
 import torch
+
+from .. import philox
+from ..dictionary import Dictionary
+
+try:
+    from .. import _core
+except ImportError as error:
+    _core, _import_error = None, str(error)
+
 NAME = "cpu"
 DICTIONARIES = ("hadamard",)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 FUNCTIONS = ("cplearn_loss", "projector_logsumexp", "mean_assignment", "assign")
-def unavailable():
-    return "the compiled core is not there yet"
-def unsupported_device(device):
+
+_PRIOR_NUMBERS = {"reverse_kl": 0, "cross_entropy": 1}
+_target = _core.targets()[0][0] if _core else None
+
+
+def unavailable() -> str | None:
+    """Why this backend cannot run on this machine, or None."""
+    return None if _core else f"the compiled core cannot be imported: {_import_error}"
+
+
+def unsupported_device(device: torch.device) -> str | None:
+    """Why tensors on `device` cannot be used, or None."""
     return None if device.type == "cpu" else f"it serves CPU tensors, got one on {device}"
+
+
+def description() -> str:
+    """One line on what runs: the instruction set and the threads."""
+    threads = f"{torch.get_num_threads()} threads" if _core.openmp else "one thread, built without OpenMP"
+    return f"C++ kernels, instruction set {_target} of {', '.join(targets())}, {threads}"
+
+
+def targets() -> list[str]:
+    """The instruction sets that are built and run here, fastest first."""
+    return [name for name, _ in _core.targets()]
+
+
+@contextlib.contextmanager
+def use_target(name: str):
+    """Run the kernels of another instruction set than the fastest, to compare or to test them."""
+    global _target
+    if name not in targets():
+        raise ValueError(f"instruction set: expected one of {targets()}, got {name!r}")
+    previous, _target = _target, name
+    try:
+        yield
+    finally:
+        _target = previous
+
+
+def cplearn_loss(h1, h2, dictionary, temperature, beta, prior, prior_probs, need_grad):
+    """`reference.cplearn_loss` and its gradient: (loss, invariance, prior, grad1, grad2); empty gradients if unwanted."""
+    h1, h2 = _rows(h1), _rows(h2)
+    grad1, grad2 = (torch.empty_like(h) if need_grad else h.new_empty(0) for h in (h1, h2))
+    if not (_finite(h1) and _finite(h2)):
+        terms = (torch.full((), torch.nan) for _ in range(3))
+        return (*terms, grad1.fill_(torch.nan), grad2.fill_(torch.nan))
+    if prior_probs is not None:
+        prior_probs = prior_probs.to(torch.float32).contiguous()
+    invariance, prior_value = _core.cplearn_loss(
+        _target, _codes(dictionary), h1.data_ptr(), h2.data_ptr(), h1.shape[0], temperature, beta,
+        _PRIOR_NUMBERS[prior], _address(prior_probs), _address(grad1), _address(grad2), _threads(),
+    )  # fmt: skip
+    terms = (torch.tensor(value, dtype=torch.float32) for value in (prior_value + beta * invariance, invariance, prior_value))
+    return (*terms, grad1, grad2)
+
+
+def projector_logsumexp(h, dictionary, temperature):
+    """`reference.projector_logsumexp`, shape `(n,)`."""
+    h = _rows(h)
+    out = h.new_empty(h.shape[0])
+    _core.projector_logsumexp(
+        _target, _codes(dictionary), h.data_ptr(), h.shape[0], temperature, out.data_ptr(), _threads()
+    )
+    return _nan_where_not_finite(out, h)
+
+
+def projector_logsumexp_backward(upstream, h, dictionary, temperature):
+    """`dL/dh_i = v_i B_i / temperature` for `v = upstream` of shape `(n,)`."""
+    h = _rows(h)
+    expected, _, _ = _weighted_codes(h, dictionary, temperature, None)
+    return _nan_where_not_finite(expected.mul_((upstream / temperature)[:, None]), h)
+
+
+def mean_assignment(h, dictionary, temperature):
+    """`reference.mean_assignment`, shape `(c,)`."""
+    h = _rows(h)
+    out = h.new_empty(dictionary.num_codes)
+    if not _finite(h):
+        return out.fill_(torch.nan)
+    _core.mean_assignment(
+        _target, _codes(dictionary), h.data_ptr(), h.shape[0], temperature, out.data_ptr(), _threads()
+    )
+    return out
+
+
+def mean_assignment_backward(upstream, h, dictionary, temperature):
+    """`dL/dh_i = 1/(n temperature) * sum_j p_ij (v_j - sum_k p_ik v_k) w_j` for `v = upstream` of shape `(c,)`."""
+    h = _rows(h)
+    expected, weighted, mean_weight = _weighted_codes(h, dictionary, temperature, upstream.contiguous())
+    grad = weighted.sub_(mean_weight[:, None] * expected).div_(h.shape[0] * temperature)
+    return _nan_where_not_finite(grad, h)
+
+
+def assign(h, dictionary, top_k):
+    """`reference.assign` by a running top-k: (scores, codes)."""
+    h = _rows(h)
+    scores = h.new_empty(h.shape[0], top_k)
+    codes = torch.empty(h.shape[0], top_k, dtype=torch.int64)
+    _core.assign(
+        _target, _codes(dictionary), h.data_ptr(), h.shape[0], top_k, scores.data_ptr(), codes.data_ptr(), _threads()
+    )
+    return _nan_where_not_finite(scores, h), codes
+
+
+def _weighted_codes(h, dictionary, temperature, code_weights):
+    """`(sum_j p_ij w_j, sum_j p_ij v_j w_j, sum_j p_ij v_j)`; the last two are None without v."""
+    total = torch.empty_like(h)
+    weighted = None if code_weights is None else torch.empty_like(h)
+    mean_weight = None if code_weights is None else h.new_empty(h.shape[0])
+    _core.weighted_codes(
+        _target, _codes(dictionary), h.data_ptr(), h.shape[0], temperature, _address(code_weights), _address(total),
+        _address(weighted), _address(mean_weight), _threads(),
+    )  # fmt: skip
+    return total, weighted, mean_weight
+
+
+def _rows(h: torch.Tensor) -> torch.Tensor:
+    return h.detach().to(torch.float32).contiguous()
+
+
+def _finite(h: torch.Tensor) -> bool:
+    return bool(torch.isfinite(h).all())
+
+
+def _nan_where_not_finite(result: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    """The kernels promise nothing for rows that hold a NaN or an infinity: such a row's result is NaN."""
+    if not _finite(h):
+        result[~torch.isfinite(h).all(dim=1)] = torch.nan
+    return result
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
+
+
+def _threads() -> int:
+    return torch.get_num_threads()
+
+
+def _codes(dictionary: Dictionary):
+    return _hadamard_codes(dictionary.num_features, dictionary.num_codes, dictionary.seed)
+
+
+@functools.lru_cache(maxsize=16)
+def _hadamard_codes(num_features: int, num_codes: int, seed: int):
+    """The core's description of a dictionary; it carries the tensor of positions that it points into."""
+    log2_block = (num_features - 1).bit_length()
+    positions = philox.injection(seed, num_features, 1 << log2_block).to(torch.int32)
+    codes = _core.HadamardCodes(num_features, num_codes, seed, log2_block, positions.data_ptr())
+    codes.positions = positions
+    return codes

@@ -1,0 +1,122 @@
+// Pass 1: each row's best code, its logit m, and the sum of exp(s - m) over all other codes
+// (reference.projector_logsumexp).
+//
+// The best code is left out of the sum because near the optimum it holds nearly all of the mass: 1 - p and log p of the
+// best code are then as accurate as the small numbers that they are, which `1 + tiny` in float32 would not be.
+//
+// No inclusion guard: see vector.h.
+
+// Sink of walsh_hadamard: running best and sum of 2^(s - best) over the other codes, per lane. The best moves rarely.
+struct OnlineMaxSum {
+  Vec best;
+  Vec others;
+  int64_t* code;  // of the best, per lane
+  int64_t first_code, limit;  // codes of this block that exist
+
+  template <int R>
+  CPK_INLINE void operator()(int64_t r, Vec (&x)[R]) {
+    if (__builtin_expect(r + R > limit, 0)) {
+#pragma GCC unroll 16
+      for (int q = 0; q < R; ++q) x[q] = r + q < limit ? x[q] : broadcast(-3e38f);
+    }
+    Vec largest = x[0];
+#pragma GCC unroll 16
+    for (int q = 1; q < R; ++q) largest = vmax(largest, x[q]);
+    if (__builtin_expect(any_greater(largest, best), 0)) return move_best<R>(r, x, vmax(largest, best));
+    Vec total = exp2_nonpositive(x[0] - best);
+#pragma GCC unroll 16
+    for (int q = 1; q < R; ++q) total = total + exp2_nonpositive(x[q] - best);
+    others = others + total;
+  }
+
+ private:
+  // In lanes that find a better code, the old best joins the others and the first of the new best is left out.
+  template <int R>
+  CPK_INLINE void move_best(int64_t r, Vec (&x)[R], Vec raised) {
+    VecInt pending = raised > best;
+    others = pending ? (others + broadcast(1.0f)) * exp2_nonpositive(best - raised) : others;
+    best = raised;
+    Vec total = broadcast(0.0f);
+#pragma GCC unroll 1
+    for (int q = 0; q < R; ++q) {
+      const VecInt found = pending & (x[q] == best);
+      total = total + (found ? broadcast(0.0f) : exp2_nonpositive(x[q] - best));
+      pending = pending & ~found;
+      for (int lane = 0; lane < kLanes; ++lane) {
+        if (found[lane]) code[lane] = first_code + r + q;
+      }
+    }
+    others = others + total;
+  }
+};
+
+// What pass 1 leaves for every lane of every tile, in log2 units: the best logit, its code, the sum over the others
+// (its mass is 1), 1 / sum and log2(sum) over all. Lanes that only pad a tile get inverse_sum = 0 and a huge log2_sum:
+// their probabilities are 0 and no column maximum is theirs.
+struct RowSums {
+  Buffer<float> best, inverse_sum, log2_sum;
+  Buffer<int64_t> code;
+  Buffer<double> others;
+  explicit RowSums(int64_t lanes) : best(lanes), inverse_sum(lanes), log2_sum(lanes), code(lanes), others(lanes) {}
+};
+
+// Calls visit(worker, item, tile, block, mask) for every block of every item, each item by one thread in ascending order
+// of blocks; `mask` holds the block's signs. For everything that needs no other row.
+template <class Visit>
+static void visit_items(const HadamardCodes& codes, const Schedule& plan, int threads, Visit visit) {
+  Buffer<int32_t> masks(plan.group * plan.block * threads);
+  masks.fill(0);
+#pragma omp parallel num_threads(threads)
+  {
+    const int64_t worker = worker_index();
+    const Share mine(plan.items(), worker, worker_count());
+    int32_t* mask = masks + worker * plan.group * plan.block;
+    for (int64_t round = 0; round < plan.rounds; ++round) {
+      for (int64_t item = mine.begin; item < mine.end; ++item) {
+        const int64_t slab = item / plan.tiles, tile = item % plan.tiles;
+        const int64_t first = plan.first_block(slab, round), count = plan.blocks_in(slab, round);
+        if (item == mine.begin || tile == 0) {
+          for (int64_t g = 0; g < count; ++g) make_sign_masks(codes, first + g, mask + g * plan.block);
+        }
+        for (int64_t g = 0; g < count; ++g) visit(worker, item, tile, first + g, mask + g * plan.block);
+      }
+    }
+  }
+}
+
+static void row_pass(const HadamardCodes& codes, const Tiles& rows, int threads, const RowSums& result) {
+  const Schedule plan(codes, rows.count);
+  const int64_t lanes = rows.count * kLanes;
+  Buffer<float> best(plan.slabs * lanes), scratch(plan.tile_floats() * threads);
+  Buffer<int64_t> code(plan.slabs * lanes);
+  Buffer<double> others(plan.slabs * lanes);
+  best.fill(-3e38f), code.fill(0), others.fill(0.0);
+
+  visit_items(codes, plan, threads, [&](int64_t worker, int64_t item, int64_t tile, int64_t b, const int32_t* mask) {
+    const int64_t lane0 = item * kLanes;
+    const Vec before = load(best + lane0);
+    OnlineMaxSum state{before, broadcast(0.0f), code + lane0, b * plan.block, plan.codes_in(b)};
+    SignedTile source{rows.tile(tile), mask};
+    walsh_hadamard(plan.log2_block, source, state, scratch + worker * plan.tile_floats());
+    const Vec kept = exp2_nonpositive(before - state.best);
+    store(best + lane0, state.best);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      others[lane0 + lane] = others[lane0 + lane] * kept[lane] + state.others[lane];
+    }
+  });
+
+  for (int64_t i = 0; i < lanes; ++i) {
+    int64_t winner = i;
+    for (int64_t s = i + lanes; s < plan.slabs * lanes; s += lanes) winner = best[s] > best[winner] ? s : winner;
+    double sum = others[winner];
+    for (int64_t s = i; s < plan.slabs * lanes; s += lanes) {
+      if (s != winner) sum += (1 + others[s]) * exp2(double(best[s]) - best[winner]);
+    }
+    const bool padding = rows.is_padding(i);
+    result.best[i] = best[winner];
+    result.code[i] = code[winner];
+    result.others[i] = sum;
+    result.inverse_sum[i] = padding ? 0.0f : float(1 / (1 + sum));
+    result.log2_sum[i] = padding ? 1e37f : float(log1p(sum) * kLog2E);
+  }
+}

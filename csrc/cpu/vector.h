@@ -1,0 +1,100 @@
+// Vectors of CPK_LANES floats, one row of the batch per lane, and the elementary functions on them.
+//
+// GCC/Clang vector extensions, so one source serves every instruction set; intrinsics only where the extensions have
+// no operation for it. No inclusion guard: each instruction set includes this once, inside a namespace of its own, so
+// that the linker can never pick an inline function compiled for another processor.
+
+#ifndef CPK_LANES
+#error "CPK_LANES must be set by the build"
+#endif
+
+constexpr int kLanes = CPK_LANES;
+typedef float Vec __attribute__((vector_size(4 * CPK_LANES)));
+typedef float VecInMemory __attribute__((vector_size(4 * CPK_LANES), may_alias));
+typedef int32_t VecInt __attribute__((vector_size(4 * CPK_LANES)));
+
+#define CPK_INLINE inline __attribute__((always_inline))
+
+CPK_INLINE Vec broadcast(float value) { return value - Vec{}; }
+CPK_INLINE VecInt broadcast_int(int32_t value) { return value - VecInt{}; }
+CPK_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecInMemory*>(p); }
+CPK_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecInMemory*>(p) = v; }
+CPK_INLINE VecInt as_int(Vec v) { return (VecInt)v; }
+CPK_INLINE Vec as_float(VecInt v) { return (Vec)v; }
+
+// `mask` is 0 or the sign bit in every lane.
+CPK_INLINE Vec flip_sign(Vec v, int32_t mask) { return as_float(as_int(v) ^ broadcast_int(mask)); }
+
+CPK_INLINE Vec vmax(Vec a, Vec b) {
+#if defined(__AVX512F__) && CPK_LANES == 16
+  return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__) && CPK_LANES == 8
+  return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__) && CPK_LANES == 4
+  return (Vec)_mm_max_ps((__m128)a, (__m128)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+// Whether a > b in any lane.
+CPK_INLINE bool any_greater(Vec a, Vec b) {
+#if defined(__AVX512F__) && CPK_LANES == 16
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ) != 0;
+#elif defined(__AVX2__) && CPK_LANES == 8
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_GT_OQ)) != 0;
+#elif defined(__SSE2__) && CPK_LANES == 4
+  return _mm_movemask_ps(_mm_cmpgt_ps((__m128)a, (__m128)b)) != 0;
+#else
+  const VecInt greater = a > b;
+  int32_t any = 0;
+  for (int lane = 0; lane < kLanes; ++lane) any |= greater[lane];
+  return any != 0;
+#endif
+}
+
+CPK_INLINE float sum_lanes(Vec v) {
+  float total = 0;
+  for (int lane = 0; lane < kLanes; ++lane) total += v[lane];
+  return total;
+}
+
+CPK_INLINE float max_lanes(Vec v) {
+  float best = v[0];
+  for (int lane = 1; lane < kLanes; ++lane) best = v[lane] > best ? v[lane] : best;
+  return best;
+}
+
+// 2^x for x <= about 0, relative error 9e-8 besides rounding; below 2^-125 it stays there, so nothing is denormal.
+// A degree-5 minimax polynomial in the fraction, its constant term exactly 1.
+CPK_INLINE Vec exp2_nonpositive(Vec x) {
+  const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
+  x = vmax(x, broadcast(-125.0f));
+  const Vec shifted = x + magic;
+  const Vec r = x - (shifted - magic);
+  Vec p = broadcast(0.001326472712366026f);
+  p = p * r + broadcast(0.009671512644826394f);
+  p = p * r + broadcast(0.05550733743496919f);
+  p = p * r + broadcast(0.24022242085262263f);
+  p = p * r + broadcast(0.6931469775989941f);
+  p = p * r + broadcast(1.0f);
+  return as_float(as_int(p) + (as_int(shifted) << 23));
+}
+
+// log2(x) for normal positive x, relative error 3e-8 besides rounding, near x = 1 too.
+CPK_INLINE Vec log2_positive(Vec x) {
+  const VecInt bits = as_int(x);
+  // Exponent such that the mantissa lies in [sqrt(1/2), sqrt(2)).
+  const VecInt exponent = (bits - broadcast_int(0x3f3504f3)) >> 23;
+  const Vec m = as_float(bits - (exponent << 23)) - broadcast(1.0f);
+  Vec p = broadcast(0.12583701303961792f);
+  p = p * m + broadcast(-0.2072697431699654f);
+  p = p * m + broadcast(0.21571560677261414f);
+  p = p * m + broadcast(-0.2389448217717987f);
+  p = p * m + broadcast(0.28791624808553895f);
+  p = p * m + broadcast(-0.36070368280161097f);
+  p = p * m + broadcast(0.48091064294491764f);
+  p = p * m + broadcast(-0.7213473468032467f);
+  p = p * m + broadcast(1.4426950036524215f);
+  return __builtin_convertvector(exponent, Vec) + p * m;
+}
