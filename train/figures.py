@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from train import collapse
@@ -17,18 +18,20 @@ MOST_ROWS = 600
 
 def loss_curve(history: list[dict[str, float]], lines: dict[str, float]) -> Figure:
     """Mean loss per epoch, with the levels that the method says belong on every plot of it."""
-    figure, axes = _axes("epoch", "loss")
+    figure, axes = _axes("epoch", "loss", whole_numbers=True)
     axes.plot([row["epoch"] for row in history], [row["loss"] for row in history], "o-", color=BLUE, ms=3, label="loss")
     for (label, level), style in zip(lines.items(), ("--", ":", "-.")):
         axes.axhline(level, color=GREY, ls=style, label=f"{label} = {level:.2f}")
-    axes.legend(fontsize=8)
+    # Room above the highest level, so that the legend covers none of them.
+    axes.margins(y=0.3)
+    axes.legend(fontsize=8, loc="upper right")
     return figure
 
 
 def term_curves(history: list[dict[str, float]]) -> Figure:
     """Every term of the loss per epoch."""
     names = [name for name in (history[0] if history else {}) if name not in ("epoch", "step", "lr", "loss")]
-    figure, axes = _axes("epoch", "mean over the epoch")
+    figure, axes = _axes("epoch", "mean over the epoch", whole_numbers=True)
     for name, colour in zip(names, (ORANGE, GREEN, BLUE)):
         axes.plot([row["epoch"] for row in history], [row[name] for row in history], "o-", color=colour, ms=3, label=name)
     axes.legend(fontsize=8)
@@ -98,13 +101,15 @@ def augmented_views(images: Tensor, first: Tensor, second: Tensor) -> Figure:
     return figure
 
 
-def _axes(x_label: str, y_label: str):
+def _axes(x_label: str, y_label: str, whole_numbers: bool = False):
     # Figure is used without pyplot: no window system is looked for and nothing has to be closed.
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.spines[["top", "right"]].set_visible(False)
+    if whole_numbers:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure, axes
 
 

@@ -10,14 +10,29 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-TINY = ["--num-train", "96", "--num-test", "60", "--batch-size", "32", "--widths", "8", "8", "16", "--num-features", "16",
-        "--num-codes", "64", "--epochs", "2"]
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Work this small is slower on two threads, far slower when other processes want the cores; restored afterwards."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Command line, but for the output directory, of a run of six small steps."""
+    return ["--num-train", "96", "--num-test", "60", "--batch-size", "32", "--widths", "8", "8", "16", "--num-features", "16",
+            "--num-codes", "64", "--epochs", "2", "--num-threads", "1"]
 
 
 @pytest.fixture
-def tiny_options(tmp_path):
-    """Command line of a run of six small steps; its output directory is `tmp_path / "run"`."""
-    return ["--output-dir", str(tmp_path / "run"), *TINY]
+def tiny_options(tiny, tmp_path):
+    """The same with the output directory `tmp_path / "run"`."""
+    return ["--output-dir", str(tmp_path / "run"), *tiny]
 
 
 @pytest.fixture

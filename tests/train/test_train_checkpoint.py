@@ -42,7 +42,8 @@ def test_another_configuration_is_named_field_by_field(tiny_config, tmp_path):
     assert "lr" not in str(caught.value).split("expected")[1]
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a checkpoint", pickle.dumps({"config": print})])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a checkpoint", pickle.dumps({"config": print}, protocol=2)],
+                         ids=["empty", "no archive", "a function"])
 def test_damaged_and_foreign_files(tiny_config, tmp_path, content):
     config, path = tiny_config(), tmp_path / "c.pt"
     path.write_bytes(content)

@@ -35,7 +35,7 @@ class CPLearn(nn.Module):
             self.criterion(rows, rows)
             self.criterion.assign(rows)
         except (ValueError, RuntimeError, NotImplementedError) as error:
-            raise InputError(f"The loss cannot be set up with these options: {error}") from error
+            raise InputError(f"The loss cannot be set up with these options: {str(error).rstrip('.')}.") from error
 
     def loss(self, h1: Tensor, h2: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of two views' embeddings (n, f), and its `prior` and `invariance` terms, detached."""
