@@ -38,53 +38,56 @@ def unsupported_device(device: torch.device) -> str | None:
 def cplearn_loss(h1, h2, dictionary, temperature, beta, prior, prior_probs, need_grad):
     """`reference.cplearn_loss` and its gradient: (loss, invariance, prior, grad1, grad2); empty gradients if unwanted.
 
-    Pass 1 finds each row's (max, sum); pass 2 sees all rows of a chunk of codes at once, so that p̄ is complete there
-    and the gradient's weights can be formed and summed without keeping anything of size c.
+    Pass 1 finds each row's best code and sum; pass 2 sees all rows of a chunk of codes at once, so that p̄ is complete
+    there and the gradient's weights can be formed and summed without keeping anything of size c. What a row's best
+    code contributes is set aside and added in float64 at the end: near the optimum it is nearly all of B and E, and
+    cancels down to the small rest that the other codes give.
     """
     rows = h1.shape[0]
     with _exact(h1):
         h = _scaled(torch.cat([h1, h2]), temperature)
-        row_max, row_sum = _max_and_sum(h, dictionary)
-        log_sum = row_sum.log()
-        expected = torch.zeros_like(h)  # B
-        pull = torch.zeros_like(h)  # E
-        mean_weight = h.new_zeros(2 * rows)  # sigma
-        agreement = h.new_zeros(2 * rows)  # t
-        prior_sum = h.new_zeros(())
+        sums = _RowSums(h, dictionary)
+        log_sum = sums.others.log1p()
+        expected, pull = torch.zeros_like(h), torch.zeros_like(h)  # B, E without the best codes
+        mean_weight, agreement, prior_sum = h.new_zeros(2 * rows), h.new_zeros(2 * rows), h.new_zeros(())
+        best = _BestCodes(sums, h)
         for start, stop, codes in _chunks(h, dictionary):
-            lead = h @ codes - row_max[:, None]
+            lead = h @ codes - sums.best[:, None]
             log_p = lead - log_sum[:, None]
-            p = lead.exp() / row_sum[:, None]
-            partner_log_p = log_p.view(2, rows, -1).flip(0).reshape(2 * rows, -1)
-            agreement += (p * partner_log_p).sum(1)
+            p = lead.exp_() / (1 + sums.others)[:, None]
+            partner_log_p = _partner(log_p)
             q = None if prior_probs is None else prior_probs[start:stop].to(h)
             value, prior_weight = _prior_chunk(log_p.view(2, rows, -1), p.view(2, rows, -1), prior, q, dictionary)
+            prior_weight = prior_weight.reshape(2 * rows, -1)
+            best.set_aside(start, stop, codes, prior_weight, p, partner_log_p)
             prior_sum += value
+            agreement += (p * partner_log_p).sum(1)
             if need_grad:
-                prior_weight = prior_weight.reshape(2 * rows, -1)
                 mean_weight += prior_weight.sum(1)
                 expected.addmm_(p, codes.T)
-                pull.addmm_(prior_weight - beta * p * partner_log_p, codes.T)
-        invariance = -agreement.sum() / (2 * rows)
+                pull.addmm_(prior_weight.addcmul_(p, partner_log_p, value=-beta), codes.T)
+        agreement = agreement.to(best.dtype) + best.p * best.partner_log_p
+        invariance = -agreement.mean().to(h)
         prior_mean = prior_sum / 2
-        loss = prior_mean + beta * invariance
+        terms = prior_mean + beta * invariance, invariance, prior_mean
         if not need_grad:
-            return loss, invariance, prior_mean, h.new_empty(0), h.new_empty(0)
-        partner = expected.view(2, rows, -1).flip(0).reshape(2 * rows, -1)
+            return *terms, h.new_empty(0), h.new_empty(0)
+        expected = expected + best.p[:, None] * best.code
+        pull = pull + (best.prior_weight - beta * best.p * best.partner_log_p)[:, None] * best.code
+        mean_weight = mean_weight + best.prior_weight
         grad = pull - mean_weight[:, None] * expected
-        grad += beta * (expected - partner + agreement[:, None] * expected)
-        grad /= 2 * rows * temperature
-        return loss, invariance, prior_mean, grad[:rows].clone(), grad[rows:].clone()
+        grad += beta * (expected - _partner(expected) + agreement[:, None] * expected)
+        grad = (grad / (2 * rows * temperature)).to(h)
+        return *terms, grad[:rows].clone(), grad[rows:].clone()
 
 
 def projector_softmax(h, dictionary, temperature):
     """`reference.projector_softmax`, shape `(n, c)`."""
     with _exact(h):
         h = _scaled(h, temperature)
-        row_max, row_sum = _max_and_sum(h, dictionary)
         p = h.new_empty(h.shape[0], dictionary.num_codes)
-        for start, stop, codes in _chunks(h, dictionary):
-            p[:, start:stop] = (h @ codes - row_max[:, None]).exp_() / row_sum[:, None]
+        for start, stop, _, part in _probabilities(h, dictionary):
+            p[:, start:stop] = part
         return p
 
 
@@ -102,8 +105,8 @@ def projector_softmax_backward(upstream, h, p, dictionary, temperature):
 def projector_logsumexp(h, dictionary, temperature):
     """`reference.projector_logsumexp`, shape `(n,)`."""
     with _exact(h):
-        row_max, row_sum = _max_and_sum(_scaled(h, temperature), dictionary)
-        return row_max + row_sum.log()
+        sums = _RowSums(_scaled(h, temperature), dictionary)
+        return sums.best + sums.others.log1p()
 
 
 def projector_logsumexp_backward(upstream, h, dictionary, temperature):
@@ -189,21 +192,58 @@ def _weighted_backward(h, dictionary, temperature, weights):
 
 def _probabilities(scaled, dictionary):
     """Yield (start, stop, codes, p) for each chunk."""
-    row_max, row_sum = _max_and_sum(scaled, dictionary)
+    sums = _RowSums(scaled, dictionary)
     for start, stop, codes in _chunks(scaled, dictionary):
-        yield start, stop, codes, (scaled @ codes - row_max[:, None]).exp_() / row_sum[:, None]
+        yield start, stop, codes, (scaled @ codes - sums.best[:, None]).exp_() / (1 + sums.others)[:, None]
 
 
-def _max_and_sum(scaled, dictionary):
-    """Each row's largest logit m and `sum_j exp(s_ij - m)`: kept apart, because one rounded lse costs digits."""
-    row_max = scaled.new_full((scaled.shape[0],), -math.inf)
-    row_sum = scaled.new_zeros(scaled.shape[0])
-    for _, _, codes in _chunks(scaled, dictionary):
-        s = scaled @ codes
-        new_max = torch.maximum(row_max, s.amax(1))
-        row_sum = row_sum * (row_max - new_max).exp() + (s - new_max[:, None]).exp_().sum(1)
-        row_max = new_max
-    return row_max, row_sum
+def _partner(rows):
+    """The same images' rows in the other view, for an array whose first half is view 1 and second half view 2."""
+    return rows.view(2, rows.shape[0] // 2, -1).flip(0).reshape(rows.shape)
+
+
+class _RowSums:
+    """Pass 1: each row's best logit m, its code, and the sum of exp(s - m) over the other codes.
+
+    Kept apart, because `1 + tiny` and one rounded log-sum-exp both cost the digits that count near the optimum.
+    """
+
+    def __init__(self, scaled, dictionary):
+        self.best = scaled.new_full((scaled.shape[0],), -math.inf)
+        self.others = torch.zeros_like(self.best)
+        self.code = torch.zeros_like(self.best, dtype=torch.int64)
+        for start, _, codes in _chunks(scaled, dictionary):
+            s = scaled @ codes
+            value, index = s.max(1)
+            moved = value > self.best
+            best = torch.where(moved, value, self.best)
+            share = (s - best[:, None]).exp_()
+            index = index[:, None]
+            share.scatter_(1, index, share.gather(1, index).masked_fill(moved[:, None], 0))
+            self.others = torch.where(moved, (self.others + 1) * (self.best - best).exp(), self.others) + share.sum(1)
+            self.code = torch.where(moved, index[:, 0] + start, self.code)
+            self.best = best
+
+
+class _BestCodes:
+    """What each row's best code contributes to pass 2, in float64 where the device has it."""
+
+    def __init__(self, sums, h):
+        self.dtype = torch.float32 if h.device.type == "mps" else torch.float64
+        self.index = sums.code
+        self.p = 1 / (1 + sums.others.to(self.dtype))
+        self.prior_weight, self.partner_log_p = torch.zeros_like(self.p), torch.zeros_like(self.p)
+        self.code = torch.zeros_like(h)
+
+    def set_aside(self, start, stop, codes, prior_weight, p, partner_log_p):
+        """Note the entries of the best codes that lie in this chunk, and zero them in `prior_weight` and `p`."""
+        here = (self.index >= start) & (self.index < stop)
+        column = (self.index - start).clamp(0, stop - start - 1)[:, None]
+        self.prior_weight = torch.where(here, prior_weight.gather(1, column)[:, 0].to(self.dtype), self.prior_weight)
+        self.partner_log_p = torch.where(here, partner_log_p.gather(1, column)[:, 0].to(self.dtype), self.partner_log_p)
+        self.code = torch.where(here[:, None], codes[:, column[:, 0]].T, self.code)
+        for weights in (prior_weight, p):
+            weights.scatter_(1, column, weights.gather(1, column).masked_fill(here[:, None], 0))
 
 
 def _chunks(scaled, dictionary: Dictionary):
