@@ -26,7 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit status (0 done, 1 diverged, 2 bad input, 130 or 143 stopped by a signal)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     config = tyro.cli(Config, args=arguments, prog="python -m train", config=(tyro.conf.FlagCreatePairsOff,))
-    again = shlex.join(["python", "-m", "train", *[a for a in arguments if a not in ("--resume", "--overwrite")], "--resume"])
+    kept = [argument for argument in arguments if argument not in ("--resume", "--overwrite")]
+    again = shlex.join(["python", "-m", "train", *kept, "--resume"])
     try:
         run(config.resolved())
     except (InputError, Diverged) as error:
@@ -54,8 +55,8 @@ def run(config: Config) -> dict:
     optimiser = torch.optim.Adam(method.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     progress = start(config, method, optimiser)
     earlier = sum(progress.seconds.values())
-    print(f"{config.method} on {config.dataset}: {len(data.train_images)} training and {len(data.test_images)} test images, "
-          f"{sum(p.numel() for p in method.parameters()):,} weights, {config.num_codes:,} codes, {config.device}")
+    print(f"{config.method} on {config.dataset}: {len(data.train_images)} training and {len(data.test_images)} test "
+          f"images, {sum(p.numel() for p in method.parameters()):,} weights, {config.num_codes:,} codes, {config.device}")
 
     loop.train(config, data, method, optimiser, progress)
     print("evaluating ...")
@@ -79,10 +80,11 @@ def prepare_folder(config: Config) -> None:
         checkpoint.write_atomically(folder / "write-test", lambda temporary: temporary.write_bytes(b"\0"))
         (folder / "write-test").unlink()
     except OSError as error:
-        raise InputError(f"--output-dir was {folder}, expected a folder that can be written ({error.strerror}).") from None
+        raise InputError(f"--output-dir was {folder}, expected a folder that can be written "
+                         f"({error.strerror}).") from None
     if (folder / checkpoint.FILE).exists() and not (config.resume or config.overwrite):
-        raise InputError(f"--output-dir {folder} already holds a run, expected --resume to go on with it, --overwrite to "
-                         f"start again, or another folder.")
+        raise InputError(f"--output-dir {folder} already holds a run, expected --resume to go on with it, --overwrite "
+                         f"to start again, or another folder.")
 
 
 def start(config: Config, method: torch.nn.Module, optimiser: torch.optim.Optimizer) -> Progress:

@@ -36,8 +36,8 @@ class ResNet8(nn.Module):
             nn.Conv2d(3, widths[0], 3, stem_stride, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
         self.blocks = nn.Sequential(ResidualBlock(widths[0], widths[0], 1), ResidualBlock(widths[0], widths[1], 2),
                                     ResidualBlock(widths[1], widths[2], 2))
-        # Channels-last made forward and backward about 10 % faster on an AVX2 CPU, and on GPUs it suits tensor cores. With
-        # widths such as 4 or 10, though, PyTorch 2.13's backward on an AVX2 CPU then writes past its buffers and crashes.
+        # Channels-last made forward and backward about 10 % faster on an AVX2 CPU, and on GPUs it suits tensor cores.
+        # With widths such as 4 or 10, though, PyTorch 2.13's backward on an AVX2 CPU then writes past its buffers.
         aligned = all(width % 8 == 0 for width in widths)
         self.memory_format = torch.channels_last if aligned else torch.contiguous_format
         self.to(memory_format=self.memory_format)

@@ -98,8 +98,8 @@ def load_plain_pickle(path: Path) -> object:
     # A damaged pickle can fail anywhere in the interpreter of its opcodes, hence the long list.
     except (pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, KeyError, IndexError, AttributeError,
             ImportError, OverflowError, MemoryError) as error:
-        raise InputError(f"{path} could not be read ({error or type(error).__name__}), expected a whole CIFAR-10 pickle "
-                         f"of arrays, bytes and lists.") from None
+        raise InputError(f"{path} could not be read ({error or type(error).__name__}), expected a whole CIFAR-10 "
+                         f"pickle of arrays, bytes and lists.") from None
 
 
 def _read_pickle(folder: Path, split: str, count: int | None) -> Split:
@@ -128,7 +128,8 @@ def _read_folders(folder: Path, split: str, count: int | None) -> Split:
     for label, name in enumerate(CLASSES):
         found = sorted(p for p in (folder / split / name).glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
         if not found:
-            raise InputError(f"{folder / split / name} holds no .jpg or .png file, expected the images of class {name}.")
+            raise InputError(f"{folder / split / name} holds no .jpg or .png file, expected the images of class "
+                             f"{name}.")
         files += [(path, label) for path in found]
     order = np.random.default_rng(0).permutation(len(files))[:count]
     pixels = np.empty((len(order), 3, 32, 32), dtype=np.uint8)

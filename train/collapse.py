@@ -1,4 +1,4 @@
-"""Measures of the four ways in which embeddings collapse: to a point, to few clusters, to few dimensions, within classes."""
+"""Measures of four collapses of embeddings: to a point, to few clusters, to few dimensions, within classes."""
 
 from __future__ import annotations
 

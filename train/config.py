@@ -21,8 +21,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "digits": dict(beta=0.75, epochs=20, batch_size=128, lr=5e-3, warmup_epochs=2, stem_stride=4, crop_scale=(0.8, 1.0),
                    rotation=8.0, jitter=(0.2, 0.2, 0.0, 0.0), jitter_prob=0.8, grey_prob=0.0, flip_prob=0.0,
                    solarise_prob=0.0),
-    "cifar10": dict(beta=1.0, epochs=200, batch_size=256, lr=2e-3, warmup_epochs=10, stem_stride=1, crop_scale=(0.08, 1.0),
-                    rotation=0.0, jitter=(0.4, 0.4, 0.2, 0.1), jitter_prob=0.8, grey_prob=0.2, flip_prob=0.5,
+    "cifar10": dict(beta=1.0, epochs=200, batch_size=256, lr=2e-3, warmup_epochs=10, stem_stride=1,
+                    crop_scale=(0.08, 1.0), rotation=0.0, jitter=(0.4, 0.4, 0.2, 0.1), jitter_prob=0.8, grey_prob=0.2, flip_prob=0.5,
                     solarise_prob=0.2),
 }
 
@@ -185,5 +185,6 @@ def _resolve_device(name: str) -> str:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"--device was {name}, expected cpu, auto or an accelerator that runs here ({reason}).") from None
+        raise InputError(f"--device was {name}, expected cpu, auto or an accelerator that runs here "
+                         f"({reason}).") from None
     return str(device)

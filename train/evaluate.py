@@ -1,4 +1,4 @@
-"""How good frozen features are: linear probe, weighted k-NN, and agreement of the assigned clusters with the classes."""
+"""How good frozen features are: linear probe, weighted k-NN, and agreement of the clusters with the classes."""
 
 from __future__ import annotations
 

@@ -33,7 +33,8 @@ def term_curves(history: list[dict[str, float]]) -> Figure:
     names = [name for name in (history[0] if history else {}) if name not in ("epoch", "step", "lr", "loss")]
     figure, axes = _axes("epoch", "mean over the epoch", whole_numbers=True)
     for name, colour in zip(names, (ORANGE, GREEN, BLUE)):
-        axes.plot([row["epoch"] for row in history], [row[name] for row in history], "o-", color=colour, ms=3, label=name)
+        axes.plot([row["epoch"] for row in history], [row[name] for row in history], "o-", color=colour, ms=3,
+                  label=name)
     axes.legend(fontsize=8)
     return figure
 
@@ -56,7 +57,8 @@ def code_usage(clusters: Tensor, num_codes: int) -> Figure:
     """Share of the samples of each used code, most used first; clusters int64 `(N,)`."""
     counts = collapse.code_counts(clusters)
     figure, axes = _axes("rank of the code", "share of the test images")
-    axes.plot(range(1, len(counts) + 1), counts / counts.sum(), color=BLUE, label=f"{len(counts)} of {num_codes:,} codes used")
+    axes.plot(range(1, len(counts) + 1), counts / counts.sum(), color=BLUE,
+              label=f"{len(counts)} of {num_codes:,} codes used")
     level = 1 / min(num_codes, len(clusters))
     axes.axhline(level, color=GREY, ls="--", label="perfectly even use")
     axes.set_xscale("log")

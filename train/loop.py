@@ -30,7 +30,8 @@ class Interrupted(Exception):
     """A signal asked the run to stop and a checkpoint has been saved; its exit status is the shell's usual one."""
 
     def __init__(self, signum: int, step: int, total: int) -> None:
-        super().__init__(f"Stopped by {signal.Signals(signum).name} after step {step} of {total}; a checkpoint is saved.")
+        super().__init__(f"Stopped by {signal.Signals(signum).name} after step {step} of {total}; "
+                         f"a checkpoint is saved.")
         self.exit_status = 128 + signum
 
 
@@ -83,8 +84,8 @@ def train_step(method: nn.Module, optimiser: torch.optim.Optimizer, first: Tenso
                watch: Stopwatch) -> dict[str, float]:
     """One step of optimisation on two views `(n, 3, 32, 32)`; the loss and its terms.
 
-    The graph is cut at the embeddings and joined again, which leaves every gradient as it is and lets the loss's forward
-    and gradient be timed apart from the encoder's. If the loss is not finite, it is returned and nothing is updated.
+    The graph is cut at the embeddings and joined again, which leaves every gradient as it is and lets the loss's
+    forward and gradient be timed apart from the encoder's. If the loss is not finite, it is returned and nothing is updated.
     """
     h1, h2 = method.head(method.backbone(first)), method.head(method.backbone(second))
     leaf1, leaf2 = (h.detach().requires_grad_() for h in (h1, h2))
@@ -135,8 +136,8 @@ def train(config: Config, data: Images, method: nn.Module, optimiser: torch.opti
             if not math.isfinite(metrics["loss"]):
                 save(DIVERGED_FILE)
                 raise Diverged(
-                    f"The loss became {metrics['loss']} at step {progress.step + 1} of {total}, expected a finite number; "
-                    f"the state is in {folder / DIVERGED_FILE} and that of the last whole epoch in "
+                    f"The loss became {metrics['loss']} at step {progress.step + 1} of {total}, expected a finite "
+                    f"number; the state is in {folder / DIVERGED_FILE} and that of the last whole epoch in "
                     f"{folder / checkpoint.FILE} (try a lower --lr with --overwrite).")
             progress.step += 1
             for name, value in metrics.items():

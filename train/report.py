@@ -23,7 +23,8 @@ FILE = "report.html"
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1120px; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .2em .9em .2em 0; text-align: left; vertical-align: top }
+table { border-collapse: collapse; margin: 1em 0 }
+td, th { padding: .2em .9em .2em 0; text-align: left; vertical-align: top }
 tr { border-bottom: 1px solid #ddd } td.number { text-align: right; font-variant-numeric: tabular-nums }
 figure { display: inline-block; width: 530px; max-width: 100%; margin: 0 1em 1.5em 0; vertical-align: top }
 figure.wide { width: 100% } img { max-width: 100% } figcaption { font-size: 13px; color: #555 }
@@ -36,8 +37,8 @@ def write(config: Config, data: Images, method: nn.Module, progress: Progress, t
     """Write report.html to the output directory; it refers to no other file and to nothing on the network."""
     body = [
         f"<h1>{config.method} on {config.dataset}</h1>",
-        f"<p>{len(data.train_images):,} training images, {len(data.test_images):,} test images, {config.epochs} epochs of "
-        f"{config.batch_size} images per step, {config.num_codes:,} codes of length {config.num_features}, "
+        f"<p>{len(data.train_images):,} training images, {len(data.test_images):,} test images, {config.epochs} epochs "
+        f"of {config.batch_size} images per step, {config.num_codes:,} codes of length {config.num_features}, "
         f"seed {config.seed}.</p>",
         "<h2>Quality of the frozen features</h2>", _quality(summary, len(data.classes)),
         "<h2>Collapse</h2>", _collapse(config, summary, len(data.classes)),
@@ -48,9 +49,10 @@ def write(config: Config, data: Images, method: nn.Module, progress: Progress, t
         "<details><summary>Configuration</summary>",
         _table(("option", "value"), [(name, str(value)) for name, value in config.to_dict().items()]), "</details>",
     ]
-    page = (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{config.method} on {config.dataset}</title>'
-            f"<style>{STYLE}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n")
-    checkpoint.write_atomically(config.output_dir / FILE, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    page = (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            f"<title>{config.method} on {config.dataset}</title><style>{STYLE}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n")
+    checkpoint.write_atomically(config.output_dir / FILE,
+                                lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
 def _quality(summary: dict[str, Any], classes: int) -> str:
@@ -91,11 +93,11 @@ def _pictures(config: Config, data: Images, method: nn.Module, progress: Progres
     first, second = TwoViews(config)(sample)
     return [
         _picture(figures.loss_curve(progress.history, method.lines()),
-                 "Loss: log c is an encoder that gives every image the same code, log(c / min(n, c)) one that gives each of the n "
-                 "images of a batch its own." + note),
+                 "Loss: log c is an encoder that gives every image the same code, log(c / min(n, c)) one that gives each "
+                 "of the n images of a batch its own." + note),
         _picture(figures.term_curves(progress.history),
-                 "Terms of the loss: the prior is low when the codes are in even use, the invariance when two views of an "
-                 "image get the same code with certainty."),
+                 "Terms of the loss: the prior is low when the codes are in even use, the invariance when two views of "
+                 "an image get the same code with certainty."),
         _picture(figures.spectrum(test.embeddings),
                  "Singular values of the embeddings: a curve that falls steeply is dimensional collapse."),
         _picture(figures.code_usage(test.clusters, config.num_codes),
@@ -103,9 +105,10 @@ def _pictures(config: Config, data: Images, method: nn.Module, progress: Progres
         _picture(figures.feature_products(test.embeddings),
                  "(f/N) HᵀH: close to the identity when the coordinates are uncorrelated and of equal size."),
         _picture(figures.sample_products(test.embeddings, labels, data.classes),
-                 "HHᵀ sorted by class: blocks on the diagonal are classes that the encoder found without labels; blocks of "
-                 "solid red would be intracluster collapse."),
-        _picture(figures.augmented_views(sample, first, second), "Training images and two random views of each.", "wide"),
+                 "HHᵀ sorted by class: blocks on the diagonal are classes that the encoder found without labels; blocks "
+                 "of solid red would be intracluster collapse."),
+        _picture(figures.augmented_views(sample, first, second), "Training images and two random views of each.",
+                 "wide"),
     ]
 
 

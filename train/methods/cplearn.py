@@ -48,8 +48,8 @@ class CPLearn(nn.Module):
     def lines(self) -> dict[str, float]:
         """Levels of the loss with the reverse_kl prior, for c codes and batches of n samples.
 
-        log c is the loss when all samples share one code, log(c / min(n, c)) when each has one of its own. The latter is
-        the least possible for beta >= 1; for a smaller beta, undecided assignments can go down to beta times that.
+        log c is the loss when all samples share one code, log(c / min(n, c)) when each has one of its own. The latter
+        is the least possible for beta >= 1; for a smaller beta, undecided assignments can go down to beta times that.
         """
         c, beta = self.criterion.dictionary.num_codes, self.criterion.beta
         own = math.log(c / min(self.batch_size, c))
