@@ -42,9 +42,12 @@ class Dictionary:
             device: where the result lives (default: the CPU; a dense dictionary's own device).
 
         Raises:
+            TypeError: start or stop is not an integer.
             ValueError: the slice does not lie inside the dictionary.
         """
         stop = self.num_codes if stop is None else stop
+        for name, value in (("start", start), ("stop", stop)):
+            _check_integer(name, value)
         if not 0 <= start <= stop <= self.num_codes:
             raise ValueError(f"expected 0 <= start <= stop <= {self.num_codes}, got start={start}, stop={stop}")
         return self._columns(start, stop, dtype, device)
@@ -222,9 +225,13 @@ def _sylvester_rows(seed, num_features, block_size, dtype, device) -> torch.Tens
 
 
 def _checked_int(name: str, value, low: int, high: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    _check_integer(name, value)
     value = value.__index__()
     if not low <= value <= high:
         raise ValueError(f"{name}: expected {low} <= {name} <= {high}, got {value}")
     return value
+
+
+def _check_integer(name: str, value) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
