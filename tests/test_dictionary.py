@@ -1,0 +1,181 @@
+"""Tests of dictionary.py as objects: arguments and their errors, dtypes, devices, copies, identity, text."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from cases import DICTIONARY_KINDS, make_dictionary
+
+import cplearn_kernels as cpk
+from cplearn_kernels.dictionary import describe_identity, rebuild
+
+RANDOM = [cpk.HadamardDictionary, cpk.RademacherDictionary]
+
+
+@pytest.mark.parametrize("cls", RANDOM)
+@pytest.mark.parametrize(
+    "arguments, error, given, expected",
+    [
+        ((0, 4), ValueError, "got 0", "1 <= num_features"),
+        ((-3, 4), ValueError, "got -3", "1 <= num_features"),
+        ((2**31, 4), ValueError, "got 2147483648", "num_features <= 2147483647"),
+        ((4, 0), ValueError, "got 0", "1 <= num_codes"),
+        ((4, 2**62 + 1), ValueError, str(2**62 + 1), f"num_codes <= {2**62}"),
+        ((4, 4, -1), ValueError, "got -1", "0 <= seed"),
+        ((4, 4, 2**64), ValueError, str(2**64), f"seed <= {2**64 - 1}"),
+        ((True, 4), TypeError, "True", "num_features: expected an integer"),
+        ((4.0, 4), TypeError, "4.0", "num_features: expected an integer"),
+        ((4, 4.5), TypeError, "4.5", "num_codes: expected an integer"),
+        ((4, False), TypeError, "False", "num_codes: expected an integer"),
+        ((4, "8"), TypeError, "'8'", "num_codes: expected an integer"),
+        ((4, 4, 1.0), TypeError, "1.0", "seed: expected an integer"),
+        ((4, 4, None), TypeError, "None", "seed: expected an integer"),
+    ],
+)
+def test_bad_sizes_and_seeds(cls, arguments, error, given, expected):
+    with pytest.raises(error) as caught:
+        cls(*arguments)
+    message = str(caught.value)
+    assert given in message and expected in message and "\n" not in message
+
+
+@pytest.mark.parametrize("cls", RANDOM)
+def test_sizes_at_the_ends_of_their_ranges(cls):
+    smallest = cls(1, 1)
+    assert (smallest.num_features, smallest.num_codes, smallest.seed) == (1, 1, 0)
+    largest = cls(3, 2**62, seed=2**64 - 1)
+    assert largest.to_dense(2**62 - 1).shape == (3, 1)
+    numpy = cls(np.int64(5), np.int32(6), seed=np.uint64(2**63))
+    assert [type(size) for size in (numpy.num_features, numpy.num_codes, numpy.seed)] == [int] * 3
+
+
+@pytest.mark.parametrize("kind", DICTIONARY_KINDS)
+@pytest.mark.parametrize("start, stop", [(-1, 3), (0, 11), (4, 3), (11, None)])
+def test_slices_outside_the_dictionary(kind, start, stop):
+    with pytest.raises(ValueError, match=rf"expected 0 <= start <= stop <= 10, got start={start}, stop="):
+        make_dictionary(kind, 4, 10).to_dense(start, stop)
+
+
+@pytest.mark.parametrize("kind", DICTIONARY_KINDS)
+@pytest.mark.parametrize("start, stop", [(0.5, 3), (0, 2.0), ("0", 2), (True, 3)])
+def test_slices_that_are_not_integers(kind, start, stop):
+    with pytest.raises(TypeError, match="expected an integer, got"):
+        make_dictionary(kind, 4, 10).to_dense(start, stop)
+
+
+@pytest.mark.parametrize("kind", DICTIONARY_KINDS)
+@pytest.mark.parametrize("start", [0, 5, 10])
+def test_empty_slices(kind, start):
+    empty = make_dictionary(kind, 4, 10).to_dense(start, start, dtype=torch.float64)
+    assert empty.shape == (4, 0) and empty.dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind", DICTIONARY_KINDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtypes(kind, dtype):
+    """Signs are exact in every floating dtype; a dense matrix is rounded once."""
+    dictionary = make_dictionary(kind, 7, 20)
+    columns = dictionary.to_dense(3, 17, dtype=dtype)
+    assert columns.dtype == dtype
+    assert torch.equal(columns, dictionary.to_dense(3, 17).to(dtype))
+    assert dictionary.to_dense().dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", DICTIONARY_KINDS)
+def test_devices(kind):
+    dictionary = make_dictionary(kind, 7, 20)
+    assert dictionary.to_dense(3, 17, device="meta").device.type == "meta"
+    assert dictionary.to_dense(3, 17, device=torch.device("cpu")).device.type == "cpu"
+    assert dictionary.to_dense(3, 3, device="meta").shape == (7, 0)
+    moved = dictionary.to("meta")
+    assert (moved.num_features, moved.num_codes, type(moved)) == (7, 20, type(dictionary))
+    assert (moved is dictionary) == (kind != "dense")
+    assert dictionary.to_dense().device.type == "cpu"
+
+
+@pytest.mark.parametrize("kind", DICTIONARY_KINDS)
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda d: pickle.loads(pickle.dumps(d))])
+def test_copies(kind, duplicate):
+    dictionary = make_dictionary(kind, 7, 20, seed=2**63)
+    twin = duplicate(dictionary)
+    assert twin.identity() == dictionary.identity()
+    assert torch.equal(twin.to_dense(), dictionary.to_dense())
+
+
+@pytest.mark.parametrize(
+    "dictionary, text",
+    [
+        (cpk.HadamardDictionary(7, 20, seed=3), "HadamardDictionary(num_features=7, num_codes=20, seed=3)"),
+        (cpk.RademacherDictionary(7, 20), "RademacherDictionary(num_features=7, num_codes=20, seed=0)"),
+        (cpk.DenseDictionary(torch.eye(5)), "DenseDictionary(num_features=5, num_codes=5)"),
+    ],
+)
+def test_repr(dictionary, text):
+    assert repr(dictionary) == text
+
+
+def test_identities_differ_exactly_when_codes_do():
+    matrix = torch.randn(7, 20, generator=torch.Generator().manual_seed(0))
+    other = matrix.clone()
+    other[6, 19] += 1e-6
+    dictionaries = [cls(*sizes) for cls in RANDOM for sizes in ((7, 20, 0), (8, 20, 0), (7, 21, 0), (7, 20, 1))]
+    dictionaries += [cpk.DenseDictionary(m) for m in (matrix, other, matrix.T)]
+    identities = [d.identity() for d in dictionaries]
+    assert len(set(identities)) == len(identities)
+    assert cpk.DenseDictionary(matrix.T.contiguous().T).identity() == cpk.DenseDictionary(matrix).identity()
+    for dictionary, identity in zip(dictionaries, identities, strict=True):
+        assert dictionary.kind in describe_identity(identity)
+        assert f"num_codes={dictionary.num_codes}" in describe_identity(identity)
+    assert "3 bytes" in describe_identity(b"abc")
+
+
+@pytest.mark.parametrize("kind", DICTIONARY_KINDS)
+def test_rebuilding_from_plain_values(kind):
+    d = make_dictionary(kind, 7, 20, seed=2**64 - 1)
+    assert rebuild(d.kind, d.num_features, d.num_codes, d.seed, d.weight).identity() == d.identity()
+
+
+# ---- dense ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "weight, error, given, expected",
+    [
+        ([[1.0]], TypeError, "list", "a floating-point tensor"),
+        (torch.ones(2, 2, dtype=torch.int64), TypeError, "torch.int64", "a floating-point tensor"),
+        (torch.ones(2, 2, dtype=torch.complex64), TypeError, "torch.complex64", "a floating-point tensor"),
+        (torch.ones(2, 2, dtype=torch.bool), TypeError, "torch.bool", "a floating-point tensor"),
+        (torch.ones(4), ValueError, "(4,)", "(num_features, num_codes)"),
+        (torch.ones(1, 2, 2), ValueError, "(1, 2, 2)", "(num_features, num_codes)"),
+        (torch.ones(0, 2), ValueError, "(0, 2)", "non-empty"),
+        (torch.ones(2, 0), ValueError, "(2, 0)", "non-empty"),
+        (torch.tensor([[1.0, torch.nan]]), ValueError, "NaN or infinity", "finite"),
+        (torch.tensor([[1.0, -torch.inf]]), ValueError, "NaN or infinity", "finite"),
+    ],
+)
+def test_bad_matrices(weight, error, given, expected):
+    with pytest.raises(error) as caught:
+        cpk.DenseDictionary(weight)
+    message = str(caught.value)
+    assert message.startswith("weight: ") and given in message and expected in message and "\n" not in message
+
+
+def test_dense_matrix_is_detached_and_not_copied():
+    parameter = torch.nn.Parameter(torch.randn(4, 6))
+    dictionary = cpk.DenseDictionary(parameter)
+    assert not dictionary.weight.requires_grad
+    assert dictionary.weight.data_ptr() == parameter.data_ptr()
+    h = torch.randn(3, 4, requires_grad=True)
+    cpk.cplearn_loss(h, h.flip(0), dictionary, temperature=1.0).backward()
+    assert parameter.grad is None and h.grad is not None
+
+
+def test_dense_moves_to_a_device_and_leaves_the_original():
+    dictionary = cpk.DenseDictionary(torch.eye(4))
+    moved = dictionary.to("meta")
+    assert moved.weight.device.type == "meta" and dictionary.weight.device.type == "cpu"
+    assert isinstance(moved, cpk.DenseDictionary)
