@@ -32,7 +32,7 @@ def cplearn_loss(
     Args:
         h1, h2: embeddings of the two views, shape `(n, num_features)`, float32, bfloat16, float16 (or float64 on the
             "reference" and "torch" backends), same dtype and device; any strides. A NaN or an infinity in either makes
-            the loss and the gradients NaN.
+            the loss NaN, and the gradients of all rows of that view and of the partners of its rows.
         dictionary: the codes; no gradient flows into them.
         temperature: a positive number, see `default_temperature`.
         beta: weight of the invariance term, >= 0.
@@ -172,7 +172,7 @@ def assign(
     Returns:
         `(scores, codes)`, each `(n, top_k)`, best first, equal scores by index: `scores = h_i · w_j` (no temperature),
         float64 for float64 inputs, else float32; codes int64. No gradient. A row that holds a NaN or an infinity gets
-        NaN scores and codes of no meaning.
+        scores that are not finite and codes of no meaning.
 
     Raises:
         TypeError, ValueError: bad arguments. RuntimeError: the named backend cannot serve the call.
