@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 import cplearn_kernels as cpk
@@ -60,3 +61,12 @@ def same_bits(first, second):
     if first.dtype != second.dtype or first.shape != second.shape:
         return False
     return bool(((first == second) | (first.isnan() & second.isnan())).all())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """For modules that import it: tiny tensors gain nothing from threads, which wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from cases import DICTIONARY_KINDS, make_dictionary
+from cases import DICTIONARY_KINDS, make_dictionary, one_thread  # noqa: F401
 
 import cplearn_kernels as cpk
 from cplearn_kernels.dictionary import describe_identity, rebuild

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from cases import make_dictionary
+from cases import make_dictionary, one_thread  # noqa: F401
 
 import cplearn_kernels as cpk
 from cplearn_kernels import philox
