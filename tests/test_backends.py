@@ -1,0 +1,233 @@
+"""Tests of backends/: what backends() says, who serves a call, instruction sets, determinism, memory against c."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from cases import embeddings, loss_and_gradients, make_dictionary, same_bits
+
+import cplearn_kernels as cpk
+from cplearn_kernels.backends import NAMES, check_name, cpu, select, torch_chunked
+
+FUNCTIONS = ("cplearn_loss", "projector_softmax", "projector_logsumexp", "expected_code", "mean_assignment", "assign")
+HERE = Path(__file__).resolve().parent
+
+
+# ---- what runs here ----------------------------------------------------------------------------------------------------
+
+
+def test_backends_lists_every_name():
+    found = cpk.backends()
+    assert set(found) == set(NAMES) == {"reference", "torch", "cpu", "triton", "cuda"}
+    for name in ("reference", "torch"):
+        info = found[name]
+        assert info.available and info.functions == FUNCTIONS
+        assert info.dictionaries == ("hadamard", "rademacher", "dense")
+        assert info.dtypes == ("float16", "bfloat16", "float32", "float64")
+    for name in ("triton", "cuda"):
+        assert not found[name].available and found[name].functions == () and "not part of this version" in found[name].reason
+    assert found["cpu"].available and found["cpu"].dictionaries == ("hadamard",) and "float64" not in found["cpu"].dtypes
+
+
+def test_backends_prints_as_a_list():
+    text = str(cpk.backends())
+    assert repr(cpk.backends()) == text
+    heads = [line for line in text.splitlines() if not line.startswith(" ")]
+    assert [line.split(":")[0] for line in heads] == list(cpk.backends())
+    for line in heads:
+        assert ("cannot run (" in line) != ("runs here (" in line)
+    assert f"instruction set {cpu.targets()[0]}" in text and "dictionaries: hadamard, rademacher, dense" in text
+
+
+def test_a_core_that_is_missing_is_explained(monkeypatch):
+    monkeypatch.setattr(cpu, "_core", None)
+    monkeypatch.setattr(cpu, "_import_error", "no module named _core", raising=False)
+    info = cpk.backends()["cpu"]
+    assert not info.available and "compiled core cannot be imported: no module named _core" in info.reason
+    h = embeddings(2, 4)[0]
+    dictionary = make_dictionary("hadamard", 4, 8)
+    assert select(None, "assign", dictionary, h) is torch_chunked
+    with pytest.raises(RuntimeError, match="'cpu' cannot run assign: the compiled core cannot be imported"):
+        cpk.assign(h, dictionary, backend="cpu")
+
+
+# ---- who serves a call ---------------------------------------------------------------------------------------------------
+
+H = embeddings(2, 4)[0]
+
+
+@pytest.mark.parametrize(
+    "function, kind, h, chosen",
+    [
+        ("cplearn_loss", "hadamard", H, cpu),
+        ("projector_logsumexp", "hadamard", H.half(), cpu),
+        ("mean_assignment", "hadamard", H.bfloat16(), cpu),
+        ("assign", "hadamard", H, cpu),
+        ("cplearn_loss", "hadamard", H.double(), torch_chunked),
+        ("cplearn_loss", "hadamard", H.to("meta"), torch_chunked),
+        ("cplearn_loss", "rademacher", H, torch_chunked),
+        ("assign", "dense", H, torch_chunked),
+        ("projector_softmax", "hadamard", H, torch_chunked),
+    ],
+)
+def test_default_choice(function, kind, h, chosen):
+    dictionary = make_dictionary(kind, 4, 8)
+    assert select(None, function, dictionary, h) is chosen
+    assert select("torch", function, dictionary, h) is torch_chunked
+    if chosen is torch_chunked:
+        with pytest.raises(RuntimeError, match=f"'cpu' cannot run {function}: it (serves|does not serve)"):
+            select("cpu", function, dictionary, h)
+
+
+@pytest.mark.parametrize("kind, module", [("hadamard", cpu), ("rademacher", torch_chunked)])
+def test_the_chosen_backend_does_the_work(monkeypatch, kind, module):
+    called = []
+    original = module.assign
+    monkeypatch.setattr(module, "assign", lambda *args: called.append(module) or original(*args))
+    cpk.assign(H, make_dictionary(kind, 4, 8))
+    assert called == [module]
+
+
+@pytest.mark.parametrize("name", ["gpu", "CPU", "", 1])
+def test_unknown_names(name):
+    with pytest.raises(ValueError, match="backend: expected None or one of .*'reference', 'cpu', 'torch'") as caught:
+        check_name(name)
+    assert repr(name) in str(caught.value)
+
+
+# ---- instruction sets ------------------------------------------------------------------------------------------------------
+
+
+def fast_results(n, f, c, kind="l2"):
+    """Every result that the cpu backend makes, by name."""
+    dictionary = make_dictionary("hadamard", f, c, seed=3)
+    h1, h2 = embeddings(n, f, kind=kind)
+    results = {}
+    for prior in ("reverse_kl", "cross_entropy"):
+        names = (f"{prior} loss", f"{prior} gradient 1", f"{prior} gradient 2")
+        values = loss_and_gradients(h1, h2, dictionary, prior=prior, backend="cpu")
+        results.update(zip(names, values, strict=True))
+    h = h1.requires_grad_()
+    upstream = torch.linspace(-1, 1, c)
+    for name, weights in (("projector_logsumexp", upstream[:1].expand(n)), ("mean_assignment", upstream)):
+        value = getattr(cpk, name)(h, dictionary, temperature=0.3, backend="cpu")
+        results[name] = value.detach()
+        results[f"{name} gradient"] = torch.autograd.grad(value, h, weights)[0]
+    results["scores"], results["codes"] = cpk.assign(h, dictionary, top_k=min(3, c), backend="cpu")
+    return results
+
+
+@pytest.mark.parametrize("target", cpu.targets())
+def test_every_instruction_set(target):
+    """Sums in another order: float32 roundings apart, 1e-5 relative as in the conformance suite; codes the same."""
+    with cpu.use_target(target):
+        assert f"instruction set {target} of" in cpu.description()
+        mine = fast_results(15, 100, 300)
+    expected = fast_results(15, 100, 300)
+    for name, value in expected.items():
+        if name == "codes":
+            assert torch.equal(mine[name], value)
+        else:
+            assert float((mine[name] - value).norm()) <= 1e-5 * float(value.norm()), name
+            assert float((-mine[name] - value).norm()) > 1e-5 * float(value.norm()), name
+
+
+def test_targets_are_restored():
+    before = cpu.description()
+    slowest = cpu.targets()[-1]
+    with contextlib.suppress(ZeroDivisionError), cpu.use_target(slowest):
+        assert f"instruction set {slowest}" in cpu.description()
+        raise ZeroDivisionError
+    assert cpu.description() == before
+    with pytest.raises(ValueError, match="instruction set: expected one of .*'baseline'.*got 'sse9'"), cpu.use_target("sse9"):
+        pass
+    assert cpu.description() == before
+
+
+# ---- determinism -------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+SHAPES = [(1, 1, 9), (1, 7, 1000), (15, 100, 3001), (15, 2048, 4097), (257, 128, 1000), (257, 7, 65), (1, 2048, 2048)]
+
+
+# The slower instruction sets share the schedule: small shapes do for them.
+RUNS = [(t, *s) for t in cpu.targets() for s in SHAPES if t == cpu.targets()[0] or s[0] * s[1] < 2000]
+
+
+@pytest.mark.parametrize("target, n, f, c", RUNS)
+def test_same_bits_for_any_number_of_threads_and_every_time(target, n, f, c):
+    with cpu.use_target(target):
+        runs = []
+        for count in (1, 2, 2, 3):
+            with threads(count):
+                runs.append(fast_results(n, f, c))
+    for other in runs[1:]:
+        for name, value in runs[0].items():
+            assert same_bits(value, other[name]), name
+    assert not same_bits(runs[0]["reverse_kl gradient 1"], runs[0]["reverse_kl gradient 1"] + 1e-7) or f == 1
+
+
+# ---- memory --------------------------------------------------------------------------------------------------------------------
+
+MEASURE = """
+import json, resource, sys
+import torch
+import cplearn_kernels as cpk
+from cases import embeddings, loss_and_gradients, make_dictionary
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MB
+
+backend = sys.argv[1]
+grown = {}
+views = embeddings(32, 64)
+def run(c):
+    dictionary = make_dictionary("hadamard", 64, c)
+    loss_and_gradients(*views, dictionary, backend=backend)
+    h = views[0].clone().requires_grad_()
+    cpk.projector_logsumexp(h, dictionary, temperature=0.3, backend=backend).sum().backward()
+    cpk.assign(h, dictionary, top_k=2, backend=backend)
+run(1 << 10)
+ballast = torch.ones(1 << 25)  # imports peak above what stays: 128 MB close that gap, in which growth could hide
+for log2 in (16, 18):
+    run(1 << log2)
+    grown[log2] = peak()
+loss_and_gradients(*views, make_dictionary("hadamard", 64, 1 << 18), backend="reference")
+grown["reference"] = peak()
+print(json.dumps(grown))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss counts kilobytes on Linux alone")
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_memory_does_not_grow_with_the_number_of_codes(backend):
+    """From 2^16 to 2^18 codes one (n, c) array grows by 24 MB; allocator noise is a few MB, so 8 MB tells them apart.
+
+    Large blocks go straight back to the system (a fixed threshold; malloc's own moves with use), or it would be more.
+    """
+    path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE, backend], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    peaks = json.loads(run.stdout)
+    assert peaks["18"] - peaks["16"] < 8, peaks
+    assert peaks["reference"] - peaks["16"] > 8, peaks
