@@ -47,7 +47,7 @@ def check_temperature(temperature: float) -> float:
     """The temperature as a float; raise unless it is a positive finite number."""
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
         raise TypeError(f"temperature: expected a number, got {type(temperature).__name__}")
-    if not (temperature > 0 and math.isfinite(temperature)):
+    if not 0 < temperature < math.inf:  # no math.isfinite: the compiler cannot trace it on a symbolic float
         raise ValueError(f"temperature: expected a positive finite number, got {temperature}")
     return float(temperature)
 
@@ -56,7 +56,7 @@ def check_beta(beta: float) -> float:
     """The weight of the invariance term as a float; raise unless it is a finite number >= 0."""
     if isinstance(beta, bool) or not isinstance(beta, (int, float)):
         raise TypeError(f"beta: expected a number, got {type(beta).__name__}")
-    if not (beta >= 0 and math.isfinite(beta)):
+    if not 0 <= beta < math.inf:
         raise ValueError(f"beta: expected a finite number >= 0, got {beta}")
     return float(beta)
 
