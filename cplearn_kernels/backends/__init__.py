@@ -74,18 +74,13 @@ def backends() -> Backends:
         reason = module.unavailable()
         if reason is None:
             found[name] = BackendInfo(
-                name, True, describe(module), module.FUNCTIONS, module.DICTIONARIES, _dtype_names(module.DTYPES)
+                name, True, module.description(), module.FUNCTIONS, module.DICTIONARIES, _dtype_names(module.DTYPES)
             )
         else:
             found[name] = BackendInfo(name, False, reason)
     for name, reason in _PLANNED.items():
         found[name] = BackendInfo(name, False, reason)
     return found
-
-
-def describe(module: types.ModuleType) -> str:
-    """One line on what an implemented backend is; it may depend on the machine."""
-    return module.description() if hasattr(module, "description") else "chunks of codes through torch's own GEMM"
 
 
 def check_name(name: str | None) -> None:
@@ -95,13 +90,17 @@ def check_name(name: str | None) -> None:
 
 
 def select(name: str | None, function: str, dictionary: Dictionary, h: torch.Tensor) -> types.ModuleType:
-    """The module that serves this call: the named one, or the fastest that can.
+    """The module that serves this call: the named one, or the fastest that can and has no reservation.
 
     Raises:
         RuntimeError: the named backend cannot serve the call; the sentence says why.
     """
     if name is None:
-        return next(module for module in _IMPLEMENTED.values() if _objection(module, function, dictionary, h) is None)
+        return next(
+            module
+            for module in _IMPLEMENTED.values()
+            if _objection(module, function, dictionary, h) is None and module.reservation(dictionary) is None
+        )
     if name in _PLANNED:
         raise RuntimeError(f"backend {name!r} cannot run: {_PLANNED[name]}")
     module = _IMPLEMENTED[name]

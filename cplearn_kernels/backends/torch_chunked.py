@@ -35,6 +35,16 @@ def unsupported_device(device: torch.device) -> str | None:
     return None
 
 
+def reservation(dictionary: Dictionary) -> str | None:
+    """Why a call that names no backend should not come here, or None."""
+    return None
+
+
+def description() -> str:
+    """One line on what runs."""
+    return "chunks of codes through torch's own GEMM"
+
+
 def cplearn_loss(h1, h2, dictionary, temperature, beta, prior, prior_probs, need_grad):
     """`reference.cplearn_loss` and its gradient: (loss, invariance, prior, grad1, grad2); empty gradients if unwanted.
 
@@ -45,11 +55,12 @@ def cplearn_loss(h1, h2, dictionary, temperature, beta, prior, prior_probs, need
     """
     rows = h1.shape[0]
     with _exact(h1):
-        h = _scaled(torch.cat([h1, h2]), temperature)
+        h = _scaled(torch.cat([h1, h2]), dictionary, temperature)
         sums = _RowSums(h, dictionary)
         log_sum = sums.others.log1p()
         expected, pull = torch.zeros_like(h), torch.zeros_like(h)  # B, E without the best codes
-        mean_weight, agreement, prior_sum = h.new_zeros(2 * rows), h.new_zeros(2 * rows), h.new_zeros(())
+        mass, weight_sum, agreement = (h.new_zeros(2 * rows) for _ in range(3))
+        prior_sum = h.new_zeros(())
         best = _BestCodes(sums, h)
         for start, stop, codes in _chunks(h, dictionary):
             lead = h @ codes - sums.best[:, None]
@@ -63,29 +74,33 @@ def cplearn_loss(h1, h2, dictionary, temperature, beta, prior, prior_probs, need
             prior_sum += value
             agreement += (p * partner_log_p).sum(1)
             if need_grad:
-                mean_weight += prior_weight.sum(1)
+                weight = prior_weight.addcmul_(p, partner_log_p, value=-beta)
+                mass += p.sum(1)
+                weight_sum += weight.sum(1)
                 expected.addmm_(p, codes.T)
-                pull.addmm_(prior_weight.addcmul_(p, partner_log_p, value=-beta), codes.T)
+                pull.addmm_(weight, codes.T)
         agreement = agreement.to(best.dtype) + best.p * best.partner_log_p
-        invariance = -agreement.mean().to(h)
-        prior_mean = prior_sum / 2
-        terms = prior_mean + beta * invariance, invariance, prior_mean
+        invariance, prior_mean = -agreement.mean(), prior_sum.to(best.dtype) / 2
+        dtype = _result_dtype(h1)
+        terms = (term.to(dtype) for term in (prior_mean + beta * invariance, invariance, prior_mean))
         if not need_grad:
-            return *terms, h.new_empty(0), h.new_empty(0)
-        expected = expected + best.p[:, None] * best.code
-        pull = pull + (best.prior_weight - beta * best.p * best.partner_log_p)[:, None] * best.code
-        mean_weight = mean_weight + best.prior_weight
-        grad = pull - mean_weight[:, None] * expected
-        grad += beta * (expected - _partner(expected) + agreement[:, None] * expected)
-        grad = (grad / (2 * rows * temperature)).to(h)
+            return *terms, h.new_empty(0, dtype=dtype), h.new_empty(0, dtype=dtype)
+        # Divided by the sum of the rounded p: `sum_j x_j (w_j - B)` needs weights that sum to 1, where codes share mass.
+        expected = (expected + best.p[:, None] * best.code) / (mass + best.p)[:, None]
+        best_weight = best.prior_weight - beta * best.p * best.partner_log_p
+        pull = pull + best_weight[:, None] * best.code
+        # sigma - beta t is the sum of the weights.
+        grad = pull - (weight_sum + best_weight)[:, None] * expected + beta * (expected - _partner(expected))
+        grad = (grad / (2 * rows * temperature)).to(dtype)
         return *terms, grad[:rows].clone(), grad[rows:].clone()
 
 
 def projector_softmax(h, dictionary, temperature):
     """`reference.projector_softmax`, shape `(n, c)`."""
     with _exact(h):
-        h = _scaled(h, temperature)
-        p = h.new_empty(h.shape[0], dictionary.num_codes)
+        dtype = _result_dtype(h)
+        h = _scaled(h, dictionary, temperature)
+        p = h.new_empty(h.shape[0], dictionary.num_codes, dtype=dtype)
         for start, stop, _, part in _probabilities(h, dictionary):
             p[:, start:stop] = part
         return p
@@ -94,7 +109,8 @@ def projector_softmax(h, dictionary, temperature):
 def projector_softmax_backward(upstream, h, p, dictionary, temperature):
     """`dL/dh_i = 1/temperature * sum_j p_ij (v_ij - sum_k p_ik v_ik) w_j` for `v = upstream` of shape `(n, c)`."""
     with _exact(h):
-        scaled = _scaled(h, temperature)
+        scaled = _scaled(h, dictionary, temperature)
+        p, upstream = p.to(scaled), upstream.to(scaled)
         centre = (p * upstream).sum(1, keepdim=True)
         grad = torch.zeros_like(scaled)
         for start, stop, codes in _chunks(scaled, dictionary):
@@ -105,8 +121,8 @@ def projector_softmax_backward(upstream, h, p, dictionary, temperature):
 def projector_logsumexp(h, dictionary, temperature):
     """`reference.projector_logsumexp`, shape `(n,)`."""
     with _exact(h):
-        sums = _RowSums(_scaled(h, temperature), dictionary)
-        return sums.best + sums.others.log1p()
+        sums = _RowSums(_scaled(h, dictionary, temperature), dictionary)
+        return (sums.best + sums.others.log1p()).to(_result_dtype(h))
 
 
 def projector_logsumexp_backward(upstream, h, dictionary, temperature):
@@ -117,24 +133,24 @@ def projector_logsumexp_backward(upstream, h, dictionary, temperature):
 def expected_code(h, dictionary, temperature):
     """`reference.expected_code`, shape `(n, f)`."""
     with _exact(h):
-        scaled = _scaled(h, temperature)
+        scaled = _scaled(h, dictionary, temperature)
         total = torch.zeros_like(scaled)
         for _, _, codes, p in _probabilities(scaled, dictionary):
             total.addmm_(p, codes.T)
-        return total
+        return total.to(_result_dtype(h))
 
 
 def expected_code_backward(upstream, h, dictionary, temperature):
     """`dL/dh_i = 1/temperature * sum_j p_ij (v_ij - sum_k p_ik v_ik) w_j` with `v_ij = upstream_i · w_j`."""
     with _exact(h):
-        return _weighted_backward(h, dictionary, temperature, lambda start, stop, codes: upstream @ codes)
+        return _weighted_backward(h, dictionary, temperature, lambda start, stop, codes: upstream.to(codes) @ codes)
 
 
 def mean_assignment(h, dictionary, temperature):
     """`reference.mean_assignment`, shape `(c,)`."""
     with _exact(h):
-        scaled = _scaled(h, temperature)
-        mean = scaled.new_empty(dictionary.num_codes)
+        scaled = _scaled(h, dictionary, temperature)
+        mean = scaled.new_empty(dictionary.num_codes, dtype=_result_dtype(h))
         for start, stop, _, p in _probabilities(scaled, dictionary):
             mean[start:stop] = p.mean(0)
         return mean
@@ -150,7 +166,8 @@ def mean_assignment_backward(upstream, h, dictionary, temperature):
 def assign(h, dictionary, top_k):
     """`reference.assign` by a running top-k: (scores, codes), each `(n, top_k)`."""
     with _exact(h):
-        h = _scaled(h, 1.0)
+        dtype = _result_dtype(h)
+        h = _scaled(h, dictionary, 1.0)
         scores, codes_found = h.new_empty(h.shape[0], 0), torch.empty(h.shape[0], 0, dtype=torch.int64, device=h.device)
         for start, stop, codes in _chunks(h, dictionary):
             index = torch.arange(start, stop, device=h.device).expand(h.shape[0], -1)
@@ -159,7 +176,7 @@ def assign(h, dictionary, top_k):
             # A stable sort: what was found earlier has the lower index and stays ahead among equals.
             best = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :top_k]
             scores, codes_found = scores.gather(1, best), codes_found.gather(1, best)
-        return scores, codes_found
+        return scores.to(dtype), codes_found
 
 
 def _prior_chunk(log_p, p, prior, q, dictionary):
@@ -179,7 +196,7 @@ def _prior_chunk(log_p, p, prior, q, dictionary):
 
 def _weighted_backward(h, dictionary, temperature, weights):
     """`1/temperature * (sum_j p_ij v_ij w_j - (sum_k p_ik v_ik) B_i)`, with v given chunk by chunk."""
-    scaled = _scaled(h, temperature)
+    scaled = _scaled(h, dictionary, temperature)
     weighted, total = torch.zeros_like(scaled), torch.zeros_like(scaled)
     centre = scaled.new_zeros(h.shape[0])
     for start, stop, codes, p in _probabilities(scaled, dictionary):
@@ -255,9 +272,24 @@ def _chunks(scaled, dictionary: Dictionary):
         yield start, stop, dictionary.to_dense(start, stop, dtype=scaled.dtype, device=scaled.device)
 
 
-def _scaled(h, temperature):
-    """`h / temperature` in the dtype of the computation: float32, or float64 for float64 inputs."""
-    return (h if h.dtype == torch.float64 else h.float()) / temperature
+def _scaled(h, dictionary, temperature):
+    """`h / temperature` in the dtype of the computation: float64 where float32 would not reach the tolerances.
+
+    * float64 inputs;
+    * few features: many codes are equal and share a row's mass, so that gradients are small differences of large
+      sums; products over so few features cost next to nothing;
+    * logits that can exceed 60 in size: a float32 product of 300 is off by 1e-5 and more. Looking at the values would
+      make a GPU wait, so this is done on the CPU alone; elsewhere the error at such logits is up to 5e-5.
+    """
+    wide = h.dtype == torch.float64 or (h.shape[1] <= 16 and h.device.type != "mps")
+    if not wide and h.device.type == "cpu":
+        code_norm = h.shape[1] ** 0.5 if dictionary.weight is None else dictionary.weight.norm(dim=0).max().item()
+        wide = h.norm(dim=1, dtype=torch.float32).max().item() * code_norm / temperature > 60
+    return h.to(torch.float64 if wide else torch.float32) / temperature
+
+
+def _result_dtype(h):
+    return torch.float64 if h.dtype == torch.float64 else torch.float32
 
 
 @contextlib.contextmanager

@@ -35,8 +35,6 @@ static inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; 
 struct Schedule {
   static constexpr int64_t kWantedItems = 8;
   static constexpr int64_t kRoundCodes = 512;
-  // Float32 sums run over at most this many blocks before they are flushed into double precision.
-  static constexpr int64_t kFlushBlocks = 32;
 
   int log2_block;
   int64_t block, blocks, num_codes, tiles, slabs, slab_blocks, group, rounds;
@@ -63,44 +61,9 @@ struct Schedule {
   // How many codes of a block exist: all but perhaps the last are whole.
   int64_t codes_in(int64_t b) const { return smaller(block, num_codes - b * block); }
   int64_t tile_floats() const { return block * kLanes; }
-  // How many rounds may be summed in float32 before a flush.
-  int64_t flush_rounds() const { return group >= kFlushBlocks ? 1 : kFlushBlocks / group; }
-};
-
-// A barrier that spins briefly and then gives the processor away. OpenMP's own spins for milliseconds, which costs a
-// factor of ten and more as soon as another process wants one of the cores (data loaders do).
-class Barrier {
- public:
-  void wait(int64_t workers) {
-    if (workers == 1) return;
-    const int64_t generation = __atomic_load_n(&generation_, __ATOMIC_ACQUIRE);
-    if (__atomic_add_fetch(&arrived_, 1, __ATOMIC_ACQ_REL) == workers) {
-      __atomic_store_n(&arrived_, 0, __ATOMIC_RELAXED);
-      __atomic_store_n(&generation_, generation + 1, __ATOMIC_RELEASE);
-      return;
-    }
-    for (int spins = 0; __atomic_load_n(&generation_, __ATOMIC_ACQUIRE) == generation; ++spins) {
-      if (spins < kSpins) pause();
-      else sched_yield();
-    }
-  }
-
- private:
-  static constexpr int kSpins = 2000;
-  static void pause() {
-#if defined(__x86_64__)
-    _mm_pause();
-#endif
-  }
-  alignas(64) int64_t arrived_ = 0;
-  alignas(64) int64_t generation_ = 0;
-};
-
-// The share of worker `worker` of `workers` in `count` things.
-struct Share {
-  int64_t begin, end;
-  Share(int64_t count, int64_t worker, int64_t workers)
-      : begin(count * worker / workers), end(count * (worker + 1) / workers) {}
+  // How many blocks may be summed in float32 before a flush into double precision. Small blocks are flushed one by one:
+  // with few features many codes are equal and share a row's mass, and E cancels against sigma B down to little.
+  int64_t flush_blocks() const { return block <= 64 ? 1 : 32; }
 };
 
 // Sign masks of a block: mask[position(k)] is the sign bit where d_b[k] = -1; places that hold no coordinate stay 0.
@@ -131,18 +94,20 @@ struct Tiles {
     if (block != codes.num_features || rows % kLanes != 0) data.fill(0.0f);
     // Sums of `block` such values stay finite; anything larger is clamped, so that finite inputs give finite results.
     const double limit = 1e30 / double(block);
-#pragma omp parallel for num_threads(threads)
-    for (int64_t t = 0; t < count; ++t) {
-      const int64_t first = t % per_batch * kLanes, last = smaller(first + kLanes, rows);
-      for (int64_t row = first; row < last; ++row) {
-        const float* from = batches[t / per_batch].data + row * codes.num_features;
-        float* to = tile(t) + (row - first);
-        for (int64_t k = 0; k < codes.num_features; ++k) {
-          const double value = from[k] * scale;
-          to[codes.positions[k] * kLanes] = float(value > limit ? limit : value < -limit ? -limit : value);
+    in_parallel(threads, [&](int64_t worker, int64_t workers) {
+      const Share mine(count, worker, workers);
+      for (int64_t t = mine.begin; t < mine.end; ++t) {
+        const int64_t first = t % per_batch * kLanes, last = smaller(first + kLanes, rows);
+        for (int64_t row = first; row < last; ++row) {
+          const float* from = batches[t / per_batch].data + row * codes.num_features;
+          float* to = tile(t) + (row - first);
+          for (int64_t k = 0; k < codes.num_features; ++k) {
+            const double value = from[k] * scale;
+            to[codes.positions[k] * kLanes] = float(value > limit ? limit : value < -limit ? -limit : value);
+          }
         }
       }
-    }
+    });
   }
 
   float* tile(int64_t t) const { return data + t * block * kLanes; }

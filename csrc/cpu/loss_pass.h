@@ -22,8 +22,8 @@ struct StoreProbabilities {
   }
 };
 
-// Source of walsh_hadamard: the weights `p_ij g_j - beta p_ij u'_ij` of E, u' the partner's; sums sigma and t on the
-// way. Under cross entropy the first product is `exp2(u - column maximum) * g_j`, with g_j scaled to match. A row's best
+// Source of walsh_hadamard: the weights `p_ij g_j - beta p_ij u'_ij` of E, u' the partner's; sums p, the weights
+// (sigma - beta t) and t on the way. Under cross entropy the first product is `exp2(u - column maximum) * g_j`, with g_j scaled to match. A row's best
 // code, which carries p = -0, weighs nothing here.
 template <Prior kPrior>
 struct GradientWeights {
@@ -33,21 +33,23 @@ struct GradientWeights {
   const float* g;
   const float* column_max;
   Vec beta_ln2;
-  Vec mean_weight = broadcast(0.0f);
+  Vec mass = broadcast(0.0f);
+  Vec weight_sum = broadcast(0.0f);
   Vec agreement = broadcast(0.0f);
 
   CPK_INLINE Vec operator()(int64_t k) {
     const Vec pk = load(p + k * kLanes);
     Vec share = pk;
+    mass = mass + pk;
     if (kPrior == Prior::kCrossEntropy) {
       share = exp2_nonpositive(load(u + k * kLanes) - broadcast(column_max[k]));
       share = as_float(as_int(share) & ~(as_int(pk) >> 31));
     }
-    const Vec prior_weight = share * broadcast(g[k]);
     const Vec cross = pk * load(partner_u + k * kLanes);
-    mean_weight = mean_weight + prior_weight;
+    const Vec weight = share * broadcast(g[k]) - beta_ln2 * cross;
     agreement = agreement + cross;
-    return prior_weight - beta_ln2 * cross;
+    weight_sum = weight_sum + weight;
+    return weight;
   }
 };
 
@@ -88,23 +90,22 @@ class LossPass {
         scratch_(threads * tile_),
         expected_(request.need_grad ? 2 * plan_.items() * tile_ : 0),
         pull_(request.need_grad ? 2 * plan_.items() * tile_ : 0),
-        flushes_(request.need_grad && plan_.rounds > plan_.flush_rounds()),
+        flushes_(request.need_grad && plan_.slab_blocks > plan_.flush_blocks()),
         flushed_expected_(flushes_ ? 2 * plan_.items() * tile_ : 0),
         flushed_pull_(flushes_ ? 2 * plan_.items() * tile_ : 0),
-        mean_weight_(2 * plan_.items() * kLanes),
+        mass_(2 * plan_.items() * kLanes),
+        weight_sum_(2 * plan_.items() * kLanes),
         agreement_(2 * plan_.items() * kLanes),
         best_prior_weight_(rows.count * kLanes),
         best_partner_u_(rows.count * kLanes),
         prior_(2 * plan_.slabs * units_) {
     masks_.fill(0);
     expected_.fill(0.0f), pull_.fill(0.0f), flushed_expected_.fill(0.0), flushed_pull_.fill(0.0);
-    mean_weight_.fill(0.0), agreement_.fill(0.0), prior_.fill(0.0);
+    mass_.fill(0.0), weight_sum_.fill(0.0), agreement_.fill(0.0), prior_.fill(0.0);
   }
 
   void run(LossResult& result) {
-#pragma omp parallel num_threads(threads_)
-    {
-      const int64_t worker = worker_index(), workers = worker_count();
+    in_parallel(threads_, [&](int64_t worker, int64_t workers) {
       const Share items(plan_.items(), worker, workers);
       const Share units(2 * plan_.slabs * units_, worker, workers);
       make_masks(0, worker, workers);
@@ -117,7 +118,7 @@ class LossPass {
         barrier_.wait(workers);
         for (int64_t item = items.begin; item < items.end; ++item) gradients(item, round, scratch_ + worker * tile_);
       }
-    }
+    });
     finish(result);
   }
 
@@ -255,15 +256,14 @@ class LossPass {
           for (int64_t k = 0; k < plan_.block; ++k) weights(k);
         }
         for (int lane = 0; lane < kLanes; ++lane) {
-          mean_weight_[at(view, item, kLanes) + lane] += weights.mean_weight[lane];
+          mass_[at(view, item, kLanes) + lane] += weights.mass[lane];
+          weight_sum_[at(view, item, kLanes) + lane] += weights.weight_sum[lane];
           agreement_[at(view, item, kLanes) + lane] += weights.agreement[lane];
         }
-      }
-    }
-    if (flushes_ && (round + 1) % plan_.flush_rounds() == 0) {
-      for (int view = 0; view < 2; ++view) {
-        flush(expected_ + at(view, item, tile_), flushed_expected_ + at(view, item, tile_));
-        flush(pull_ + at(view, item, tile_), flushed_pull_ + at(view, item, tile_));
+        if (flushes_ && (round * plan_.group + b + 1) % plan_.flush_blocks() == 0) {
+          flush(expected_ + at(view, item, tile_), flushed_expected_ + at(view, item, tile_));
+          flush(pull_ + at(view, item, tile_), flushed_pull_ + at(view, item, tile_));
+        }
       }
     }
   }
@@ -302,41 +302,48 @@ class LossPass {
     if (request_.need_grad) write_gradients(result.grad);
   }
 
-  // `1/(2 n temperature) [E - sigma B + beta (B - B' + t B)]`, B' the partner's, with each row's best code put back.
+  // `1/(2 n temperature) [E - (sigma - beta t) B + beta (B - B')]`, B' the partner's, each row's best code put back.
+  // B is divided by the sum of the rounded p: `sum_j x_j (w_j - B)` needs weights that sum to 1, and
+  // `sigma - beta t` is the sum of the rounded x: both matter where equal codes share a row's mass.
   void write_gradients(float* const (&grad)[2]) {
-    const double scale = 1 / (2.0 * double(rows_.rows) * request_.temperature), beta = request_.beta;
     Buffer<int32_t> best_signs(2 * threads_ * plan_.block);
     best_signs.fill(0);
-#pragma omp parallel for num_threads(threads_)
-    for (int64_t row = 0; row < rows_.rows; ++row) {
-      const int64_t tile = row / kLanes, lane = row % kLanes;
-      double best_p[2];
-      int32_t* signs[2];
-      int64_t code_in_block[2];
+    in_parallel(threads_, [&](int64_t worker, int64_t workers) {
+      const Share mine(rows_.rows, worker, workers);
+      int32_t* const signs[2] = {best_signs + 2 * worker * plan_.block, best_signs + (2 * worker + 1) * plan_.block};
+      for (int64_t row = mine.begin; row < mine.end; ++row) write_gradient(row, signs, grad);
+    });
+  }
+
+  // `signs`: room for the sign masks of the row's best codes, zero where a block has no coordinate.
+  void write_gradient(int64_t row, int32_t* const (&signs)[2], float* const (&grad)[2]) {
+    const double scale = 1 / (2.0 * double(rows_.rows) * request_.temperature), beta = request_.beta;
+    const int64_t tile = row / kLanes, lane = row % kLanes;
+    double best_p[2], mass[2], best_weight[2], weight_sum[2];
+    int64_t code_in_block[2];
+    for (int view = 0; view < 2; ++view) {
+      const int64_t i = rows_.lane_of(view, row);
+      best_p[view] = 1 / (1 + sums_.others[i]);
+      mass[view] = total(mass_, view, tile, kLanes, lane) + best_p[view];
+      best_weight[view] = best_prior_weight_[i] - beta * kLn2 * best_p[view] * best_partner_u_[i];
+      weight_sum[view] = total(weight_sum_, view, tile, kLanes, lane) + best_weight[view];
+      code_in_block[view] = sums_.code[i] % plan_.block;
+      make_sign_masks(codes_, sums_.code[i] / plan_.block, signs[view]);
+    }
+    for (int64_t k = 0; k < codes_.num_features; ++k) {
+      const int64_t place = codes_.positions[k], i = place * kLanes + lane;
+      double best_code[2], expected[2];
       for (int view = 0; view < 2; ++view) {
-        const int64_t i = rows_.lane_of(view, row);
-        best_p[view] = 1 / (1 + sums_.others[i]);
-        signs[view] = best_signs + (2 * worker_index() + view) * plan_.block;
-        code_in_block[view] = sums_.code[i] % plan_.block;
-        make_sign_masks(codes_, sums_.code[i] / plan_.block, signs[view]);
+        const bool odd = __builtin_parityll(uint64_t(place & code_in_block[view]));
+        best_code[view] = odd != (signs[view][place] != 0) ? -1 : 1;
+        expected[view] = total(expected_, flushed_expected_, view, tile, i) + best_p[view] * best_code[view];
+        expected[view] /= mass[view];
       }
-      for (int64_t k = 0; k < codes_.num_features; ++k) {
-        const int64_t place = codes_.positions[k], i = place * kLanes + lane;
-        double best_code[2], expected[2];
-        for (int view = 0; view < 2; ++view) {
-          const bool negative = (signs[view][place] != 0) != (__builtin_popcountll(place & code_in_block[view]) % 2 != 0);
-          best_code[view] = negative ? -1 : 1;
-          expected[view] = total(expected_, flushed_expected_, view, tile, i) + best_p[view] * best_code[view];
-        }
-        for (int view = 0; view < 2; ++view) {
-          const int64_t own = rows_.lane_of(view, row);
-          const double best_weight = best_prior_weight_[own] - beta * kLn2 * best_p[view] * best_partner_u_[own];
-          const double pull = total(pull_, flushed_pull_, view, tile, i) + best_weight * best_code[view];
-          const double sigma = total(mean_weight_, view, tile, kLanes, lane) + best_prior_weight_[own];
-          const double b = expected[view];
-          grad[view][row * codes_.num_features + k] =
-              float(scale * (pull - sigma * b + beta * (b - expected[1 - view] + agreement(view, row) * b)));
-        }
+      for (int view = 0; view < 2; ++view) {
+        const double pull = total(pull_, flushed_pull_, view, tile, i) + best_weight[view] * best_code[view];
+        const double b = expected[view];
+        grad[view][row * codes_.num_features + k] =
+            float(scale * (pull - weight_sum[view] * b + beta * (b - expected[1 - view])));
       }
     }
   }
@@ -352,7 +359,7 @@ class LossPass {
   Buffer<int32_t> masks_;
   Buffer<float> scratch_, expected_, pull_;
   const bool flushes_;
-  Buffer<double> flushed_expected_, flushed_pull_, mean_weight_, agreement_, best_prior_weight_, best_partner_u_, prior_;
+  Buffer<double> flushed_expected_, flushed_pull_, mass_, weight_sum_, agreement_, best_prior_weight_, best_partner_u_, prior_;
   Barrier barrier_;
 };
 

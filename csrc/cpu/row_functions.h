@@ -39,13 +39,11 @@ static void mean_assignment(const HadamardCodes& codes, const Batch& batch, doub
   Buffer<int32_t> masks(plan.block * threads);
   masks.fill(0);
   // Every code belongs to one worker, which sees all rows of it.
-#pragma omp parallel num_threads(threads)
-  {
-    const int64_t worker = worker_index();
+  in_parallel(threads, [&](int64_t worker, int64_t workers) {
     float* my_column = column + worker * tile_floats;
     int32_t* mask = masks + worker * plan.block;
-#pragma omp for schedule(dynamic, 4)
-    for (int64_t b = 0; b < plan.blocks; ++b) {
+    const Share mine(plan.blocks, worker, workers);
+    for (int64_t b = mine.begin; b < mine.end; ++b) {
       make_sign_masks(codes, b, mask);
       memset(my_column, 0, sizeof(float) * size_t(tile_floats));
       for (int64_t t = 0; t < rows.count; ++t) {
@@ -58,7 +56,7 @@ static void mean_assignment(const HadamardCodes& codes, const Batch& batch, doub
         out[b * plan.block + j] = sum_lanes(load(my_column + j * kLanes)) / float(batch.rows);
       }
     }
-  }
+  });
 }
 
 // Source of walsh_hadamard: p_j v_j, summing it on the way.

@@ -66,10 +66,8 @@ template <class Visit>
 static void visit_items(const HadamardCodes& codes, const Schedule& plan, int threads, Visit visit) {
   Buffer<int32_t> masks(plan.group * plan.block * threads);
   masks.fill(0);
-#pragma omp parallel num_threads(threads)
-  {
-    const int64_t worker = worker_index();
-    const Share mine(plan.items(), worker, worker_count());
+  in_parallel(threads, [&](int64_t worker, int64_t workers) {
+    const Share mine(plan.items(), worker, workers);
     int32_t* mask = masks + worker * plan.group * plan.block;
     for (int64_t round = 0; round < plan.rounds; ++round) {
       for (int64_t item = mine.begin; item < mine.end; ++item) {
@@ -81,7 +79,7 @@ static void visit_items(const HadamardCodes& codes, const Schedule& plan, int th
         for (int64_t g = 0; g < count; ++g) visit(worker, item, tile, first + g, mask + g * plan.block);
       }
     }
-  }
+  });
 }
 
 static void row_pass(const HadamardCodes& codes, const Tiles& rows, int threads, const RowSums& result) {

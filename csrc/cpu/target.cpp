@@ -23,16 +23,9 @@ namespace CPK_TARGET {
 
 constexpr double kLog2E = 1.44269504088896340736;
 
-#if defined(_OPENMP)
-static inline int64_t worker_index() { return omp_get_thread_num(); }
-static inline int64_t worker_count() { return omp_get_num_threads(); }
-#else
-static inline int64_t worker_index() { return 0; }
-static inline int64_t worker_count() { return 1; }
-#endif
-
 #include "vector.h"
 #include "walsh_hadamard.h"
+#include "workers.h"
 #include "layout.h"
 #include "row_pass.h"
 #include "loss_pass.h"

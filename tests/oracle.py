@@ -1,0 +1,123 @@
+"""The float64 oracle's answers, shared by many backends and settings, and the measure of how far an answer is off."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+
+from cplearn_kernels import default_temperature, reference
+
+# Design of the library: |dL| <= 1e-6 max(|L|, 1); |dg| <= 1e-5 max(|g|, floor). Where logits exceed 60 in size the
+# float32 rounding of a logit alone (3e-5 at 300) moves a probability by more than 1e-5.
+LOSS_TOLERANCE = 1e-6
+GRADIENT_TOLERANCE = 1e-5
+LARGE_LOGIT_GRADIENT_TOLERANCE = 5e-5
+# The backend "cpu" with so few features: nothing averages the rounding of a logit, and equal codes share a row's mass.
+# Calls that name no backend go elsewhere (backends.cpu.reservation); named, it is held to this.
+FEW_FEATURES = 16
+FEW_FEATURES_TOLERANCES = (5e-6, 5e-5)
+# A gradient that is returned in half precision has been rounded to it once.
+CAST_TOLERANCE = {torch.bfloat16: 4e-3, torch.float16: 5e-4}
+LARGE_LOGIT = 60.0
+
+REGIMES = ("l2", "tanh", "l2 to ±300")
+
+
+@dataclasses.dataclass
+class Case:
+    """Two views and the temperature at which they are used."""
+
+    views: tuple[torch.Tensor, torch.Tensor]
+    temperature: float
+
+
+def make_case(dictionary, n: int, regime: str, dtype=torch.float32, seed: int = 0) -> Case:
+    """Views whose rows go from unaligned to almost aligned with a code, so that every part of a loss matters.
+
+    Row i leans on a code with strength 0, 0.3, 1 or 20 against noise of the same norm; both views share the code.
+    """
+    f, c = dictionary.num_features, dictionary.num_codes
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + f * 1009 + c * 31 + n)
+    code = torch.randint(0, c, (n,), generator=generator)
+    base = torch.cat([dictionary.to_dense(int(j), int(j) + 1) for j in code], dim=1).T / math.sqrt(f)
+    strength = torch.tensor([0.0, 0.3, 1.0, 20.0])[torch.arange(n) % 4][:, None]
+    views = []
+    for _ in range(2):
+        noise = torch.nn.functional.normalize(torch.randn(n, f, generator=generator), dim=1)
+        if regime == "tanh":
+            views.append(torch.tanh(math.sqrt(f) * (strength * base + noise)))
+        else:
+            views.append(torch.nn.functional.normalize(strength * base + noise, dim=1))
+    if regime == "tanh":
+        temperature = default_temperature(f, c, embedding="tanh", batch_size=n)
+    else:
+        temperature = default_temperature(f, c) if regime == "l2" else math.sqrt(f) / 300
+    return Case(tuple(view.to(dtype) for view in views), temperature)
+
+
+def prior_probs(num_codes: int, with_zeros: bool) -> torch.Tensor:
+    """A non-uniform float32 prior that sums to 1 up to rounding; every third entry 0 if asked for (and if c > 3)."""
+    q = torch.rand(num_codes, generator=torch.Generator().manual_seed(num_codes)) + 0.1
+    if with_zeros and num_codes > 3:
+        q[::3] = 0
+    return q / q.sum()
+
+
+class LossOracle:
+    """Loss and gradient of `reference.cplearn_loss` in float64 for any prior and beta, on the given inputs.
+
+    The loss is linear in its terms, so five gradients (four priors, the invariance) give all combinations.
+    """
+
+    def __init__(self, dictionary, case: Case):
+        n, c = case.views[0].shape[0], dictionary.num_codes
+        weight = dictionary.to_dense(dtype=torch.float64)
+        logits = torch.cat([(view.double() / case.temperature) @ weight for view in case.views]).requires_grad_()
+        self.large_logits = bool(logits.detach().abs().max() > LARGE_LOGIT)
+        log_p = torch.log_softmax(logits, dim=1)
+        log_mean = [torch.logsumexp(part, dim=0) - math.log(n) for part in log_p.split(n)]
+        self.terms = {}
+        for prior in ("reverse_kl", "cross_entropy"):
+            for given in (False, True):
+                q = prior_probs(c, with_zeros=prior == "cross_entropy") if given else None
+                self.terms[prior, given] = sum(reference.prior_term(lm, prior, q) for lm in log_mean) / 2
+        first, second = log_p.split(n)
+        self.terms["invariance"] = -((first.exp() * second).sum() + (second.exp() * first).sum()) / (2 * n)
+        self._logits, self._weight, self._temperature = logits, weight, case.temperature
+        self._gradients = {}
+        self.few_features = dictionary.num_features <= FEW_FEATURES
+        self.floor = 1e-2 * math.sqrt(dictionary.num_features / n) / (2 * case.temperature)
+
+    def loss(self, prior: str, given: bool, beta: float) -> tuple[float, torch.Tensor]:
+        """(L, dL/dh of both views stacked)."""
+        value = self.terms[prior, given] + beta * self.terms["invariance"]
+        return value.item(), self._gradient((prior, given)) + beta * self._gradient("invariance")
+
+    def _gradient(self, name) -> torch.Tensor:
+        if name not in self._gradients:
+            (wrt_logits,) = torch.autograd.grad(self.terms[name], self._logits, retain_graph=True)
+            self._gradients[name] = wrt_logits @ self._weight.T / self._temperature
+        return self._gradients[name]
+
+    def tolerances(self, backend: str, dtype: torch.dtype) -> tuple[float, float]:
+        """(loss tolerance, gradient tolerance) for an answer of `backend` with gradients of `dtype`."""
+        loss, gradient = LOSS_TOLERANCE, GRADIENT_TOLERANCE
+        if self.large_logits:
+            gradient = LARGE_LOGIT_GRADIENT_TOLERANCE
+        if self.few_features and backend.startswith("cpu"):
+            loss, gradient = FEW_FEATURES_TOLERANCES
+        return loss, max(gradient, CAST_TOLERANCE.get(dtype, 0))
+
+    def errors(self, prior: str, given: bool, beta: float, loss, gradients) -> tuple[float, float]:
+        """(loss error, gradient error) in the units of the tolerances."""
+        value, gradient = self.loss(prior, given, beta)
+        loss_error = abs(float(loss) - value) / max(abs(value), 1)
+        difference = (torch.cat(list(gradients)).double() - gradient).norm()
+        return loss_error, float(difference / max(gradient.norm().item(), self.floor))
+
+
+def relative_error(result: torch.Tensor, expected: torch.Tensor, floor: float) -> float:
+    """Norm of the difference over the larger of the expected norm and a floor."""
+    return float((result.double() - expected).norm() / max(expected.norm().item(), floor))
