@@ -18,6 +18,7 @@ from cplearn_kernels.backends import NAMES, check_name, cpu, select, torch_chunk
 
 FUNCTIONS = ("cplearn_loss", "projector_softmax", "projector_logsumexp", "expected_code", "mean_assignment", "assign")
 HERE = Path(__file__).resolve().parent
+H = embeddings(2, 64)[0]
 
 
 # ---- what runs here ----------------------------------------------------------------------------------------------------
@@ -51,17 +52,13 @@ def test_a_core_that_is_missing_is_explained(monkeypatch):
     monkeypatch.setattr(cpu, "_import_error", "no module named _core", raising=False)
     info = cpk.backends()["cpu"]
     assert not info.available and "compiled core cannot be imported: no module named _core" in info.reason
-    h = embeddings(2, 4)[0]
-    dictionary = make_dictionary("hadamard", 4, 8)
-    assert select(None, "assign", dictionary, h) is torch_chunked
+    dictionary = make_dictionary("hadamard", 64, 100)
+    assert select(None, "assign", dictionary, H) is torch_chunked
     with pytest.raises(RuntimeError, match="'cpu' cannot run assign: the compiled core cannot be imported"):
-        cpk.assign(h, dictionary, backend="cpu")
+        cpk.assign(H, dictionary, backend="cpu")
 
 
 # ---- who serves a call ---------------------------------------------------------------------------------------------------
-
-H = embeddings(2, 4)[0]
-
 
 @pytest.mark.parametrize(
     "function, kind, h, chosen",
@@ -78,7 +75,7 @@ H = embeddings(2, 4)[0]
     ],
 )
 def test_default_choice(function, kind, h, chosen):
-    dictionary = make_dictionary(kind, 4, 8)
+    dictionary = make_dictionary(kind, 64, 100)
     assert select(None, function, dictionary, h) is chosen
     assert select("torch", function, dictionary, h) is torch_chunked
     if chosen is torch_chunked:
@@ -91,7 +88,7 @@ def test_the_chosen_backend_does_the_work(monkeypatch, kind, module):
     called = []
     original = module.assign
     monkeypatch.setattr(module, "assign", lambda *args: called.append(module) or original(*args))
-    cpk.assign(H, make_dictionary(kind, 4, 8))
+    cpk.assign(H, make_dictionary(kind, 64, 100))
     assert called == [module]
 
 
@@ -197,19 +194,21 @@ def peak():
 
 backend = sys.argv[1]
 grown = {}
-views = embeddings(32, 64)
+views = embeddings(64, 64)
 def run(c):
     dictionary = make_dictionary("hadamard", 64, c)
     loss_and_gradients(*views, dictionary, backend=backend)
+    if backend == "torch":
+        return  # slow, and its other functions go through the same chunks
     h = views[0].clone().requires_grad_()
     cpk.projector_logsumexp(h, dictionary, temperature=0.3, backend=backend).sum().backward()
     cpk.assign(h, dictionary, top_k=2, backend=backend)
 run(1 << 10)
 ballast = torch.ones(1 << 25)  # imports peak above what stays: 128 MB close that gap, in which growth could hide
-for log2 in (16, 18):
+for log2 in (16, 17):
     run(1 << log2)
     grown[log2] = peak()
-loss_and_gradients(*views, make_dictionary("hadamard", 64, 1 << 18), backend="reference")
+loss_and_gradients(*views, make_dictionary("hadamard", 64, 1 << 17), backend="reference")
 grown["reference"] = peak()
 print(json.dumps(grown))
 """
@@ -218,7 +217,7 @@ print(json.dumps(grown))
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss counts kilobytes on Linux alone")
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
 def test_memory_does_not_grow_with_the_number_of_codes(backend):
-    """From 2^16 to 2^18 codes one (n, c) array grows by 24 MB; allocator noise is a few MB, so 8 MB tells them apart.
+    """From 2^16 to 2^17 codes one (n, c) array grows by 16 MB; allocator noise is a few MB, so 8 MB tells them apart.
 
     Large blocks go straight back to the system (a fixed threshold; malloc's own moves with use), or it would be more.
     """
@@ -229,5 +228,5 @@ def test_memory_does_not_grow_with_the_number_of_codes(backend):
     )
     assert run.returncode == 0, run.stderr
     peaks = json.loads(run.stdout)
-    assert peaks["18"] - peaks["16"] < 8, peaks
+    assert peaks["17"] - peaks["16"] < 8, peaks
     assert peaks["reference"] - peaks["16"] > 8, peaks
