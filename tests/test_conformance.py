@@ -56,7 +56,7 @@ def check_loss(conformance, label, oracle, setting, loss, gradients):
 
 def affordable(backend, f, c, n, position):
     """The settings a backend runs at this shape: all of them, or two in turn where a call costs seconds."""
-    if n * c * (8 if backend == "cpu" else f + 64) < 5 * 10**7:
+    if n * c * (20 if backend == "cpu" else f + 64) < 5 * 10**7:
         return SETTINGS
     return [SETTINGS[(position * 5 + k * 7) % len(SETTINGS)] for k in range(2)]
 

@@ -72,7 +72,7 @@ def use_target(name: str):
 
 
 def cplearn_loss(h1, h2, dictionary, temperature, beta, prior, prior_probs, need_grad):
-    """`reference.cplearn_loss` and its gradient: (loss, invariance, prior, grad1, grad2); empty gradients if unwanted."""
+    """`reference.cplearn_loss` with its gradient: (loss, invariance, prior, grad1, grad2), the last two empty if unwanted."""
     h1, h2 = _rows(h1), _rows(h2)
     grad1, grad2 = (torch.empty_like(h) if need_grad else h.new_empty(0) for h in (h1, h2))
     if not (_finite(h1) and _finite(h2)):
@@ -84,7 +84,8 @@ def cplearn_loss(h1, h2, dictionary, temperature, beta, prior, prior_probs, need
         _target, _codes(dictionary), h1.data_ptr(), h2.data_ptr(), h1.shape[0], temperature, beta,
         _PRIOR_NUMBERS[prior], _address(prior_probs), _address(grad1), _address(grad2), _threads(),
     )  # fmt: skip
-    terms = (torch.tensor(value, dtype=torch.float32) for value in (prior_value + beta * invariance, invariance, prior_value))
+    values = (prior_value + beta * invariance, invariance, prior_value)
+    terms = (torch.tensor(value, dtype=torch.float32) for value in values)
     return (*terms, grad1, grad2)
 
 

@@ -46,7 +46,7 @@ def description() -> str:
 
 
 def cplearn_loss(h1, h2, dictionary, temperature, beta, prior, prior_probs, need_grad):
-    """`reference.cplearn_loss` and its gradient: (loss, invariance, prior, grad1, grad2); empty gradients if unwanted.
+    """`reference.cplearn_loss` with its gradient: (loss, invariance, prior, grad1, grad2), the last two empty if unwanted.
 
     Pass 1 finds each row's best code and sum; pass 2 sees all rows of a chunk of codes at once, so that p̄ is complete
     there and the gradient's weights can be formed and summed without keeping anything of size c. What a row's best

@@ -3,62 +3,6 @@
 //
 // No inclusion guard: see vector.h.
 
-// Sink of walsh_hadamard: probabilities p and their centred logarithms u = log2 p of one tile.
-struct StoreProbabilities {
-  Vec best, inverse_sum, log2_sum;
-  float* p;
-  float* u;
-  int64_t limit;  // codes of this block that exist; the others get p = u = 0
-
-  template <int R>
-  CPK_INLINE void operator()(int64_t r, Vec (&x)[R]) {
-#pragma GCC unroll 16
-    for (int q = 0; q < R; ++q) {
-      const bool exists = r + q < limit;
-      const Vec lead = x[q] - best;
-      store(u + (r + q) * kLanes, exists ? lead - log2_sum : broadcast(0.0f));
-      store(p + (r + q) * kLanes, exists ? exp2_nonpositive(lead) * inverse_sum : broadcast(0.0f));
-    }
-  }
-};
-
-// Source of walsh_hadamard: the weights `p_ij g_j - beta p_ij u'_ij` of E, u' the partner's; sums p, the weights
-// (sigma - beta t) and t on the way. Under cross entropy the first product is `exp2(u - column maximum) * g_j`, with g_j scaled to match. A row's best
-// code, which carries p = -0, weighs nothing here.
-template <Prior kPrior>
-struct GradientWeights {
-  const float* p;
-  const float* u;
-  const float* partner_u;
-  const float* g;
-  const float* column_max;
-  Vec beta_ln2;
-  Vec mass = broadcast(0.0f);
-  Vec weight_sum = broadcast(0.0f);
-  Vec agreement = broadcast(0.0f);
-
-  CPK_INLINE Vec operator()(int64_t k) {
-    const Vec pk = load(p + k * kLanes);
-    Vec share = pk;
-    mass = mass + pk;
-    if (kPrior == Prior::kCrossEntropy) {
-      share = exp2_nonpositive(load(u + k * kLanes) - broadcast(column_max[k]));
-      share = as_float(as_int(share) & ~(as_int(pk) >> 31));
-    }
-    const Vec cross = pk * load(partner_u + k * kLanes);
-    const Vec weight = share * broadcast(g[k]) - beta_ln2 * cross;
-    agreement = agreement + cross;
-    weight_sum = weight_sum + weight;
-    return weight;
-  }
-};
-
-// Source of walsh_hadamard: a plain array.
-struct PlainTile {
-  const float* tile;
-  CPK_INLINE Vec operator()(int64_t k) const { return load(tile + k * kLanes); }
-};
-
 constexpr float kSmallestMean = 1e-37f;  // keeps a logarithm finite where a mean underflows
 constexpr double kLn2 = 0.693147180559945309417;
 
@@ -248,7 +192,8 @@ class LossPass {
                                         broadcast(float(request_.beta * kLn2))};
         if (request_.need_grad) {
           const int32_t* signs = mask(round, slab) + b * plan_.block;
-          AddSigned to_pull{pull_ + at(view, item, tile_), signs}, to_expected{expected_ + at(view, item, tile_), signs};
+          AddSigned to_pull{pull_ + at(view, item, tile_), signs};
+          AddSigned to_expected{expected_ + at(view, item, tile_), signs};
           walsh_hadamard(plan_.log2_block, weights, to_pull, scratch);
           PlainTile plain{p};
           walsh_hadamard(plan_.log2_block, plain, to_expected, p);
@@ -359,7 +304,8 @@ class LossPass {
   Buffer<int32_t> masks_;
   Buffer<float> scratch_, expected_, pull_;
   const bool flushes_;
-  Buffer<double> flushed_expected_, flushed_pull_, mass_, weight_sum_, agreement_, best_prior_weight_, best_partner_u_, prior_;
+  Buffer<double> flushed_expected_, flushed_pull_, mass_, weight_sum_, agreement_, best_prior_weight_, best_partner_u_;
+  Buffer<double> prior_;
   Barrier barrier_;
 };
 

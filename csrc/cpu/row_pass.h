@@ -60,8 +60,8 @@ struct RowSums {
   explicit RowSums(int64_t lanes) : best(lanes), inverse_sum(lanes), log2_sum(lanes), code(lanes), others(lanes) {}
 };
 
-// Calls visit(worker, item, tile, block, mask) for every block of every item, each item by one thread in ascending order
-// of blocks; `mask` holds the block's signs. For everything that needs no other row.
+// Calls visit(worker, item, tile, block, mask) for every block of every item, each item by one thread in ascending
+// order of blocks; `mask` holds the block's signs. For everything that needs no other row.
 template <class Visit>
 static void visit_items(const HadamardCodes& codes, const Schedule& plan, int threads, Visit visit) {
   Buffer<int32_t> masks(plan.group * plan.block * threads);

@@ -28,6 +28,7 @@ constexpr double kLog2E = 1.44269504088896340736;
 #include "workers.h"
 #include "layout.h"
 #include "row_pass.h"
+#include "loss_streams.h"
 #include "loss_pass.h"
 #include "row_functions.h"
 

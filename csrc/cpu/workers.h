@@ -38,7 +38,7 @@ class Barrier {
   alignas(64) int64_t generation_ = 0;
 };
 
-// Calls body(worker, workers) on up to `threads` workers. All meet at a barrier of ours before OpenMP's closes the region.
+// Calls body(worker, workers) on up to `threads` workers. All meet at our barrier before OpenMP's closes the region.
 template <class Body>
 static void in_parallel(int threads, const Body& body) {
   Barrier end;
