@@ -138,13 +138,15 @@ class CPLearnLoss(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors):
         key = prefix + "dictionary_identity"
-        stored = state_dict.get(key)
-        if stored is not None and bytes(stored.flatten().tolist()) != self.dictionary.identity():
-            errors.append(
-                f"{key}: the state was saved with a {describe_identity(bytes(stored.flatten().tolist()))}, "
-                f"but this module has a {describe_identity(self.dictionary.identity())}"
-            )
-            return
+        if key in state_dict:
+            # A state dict that was cast as a whole holds the bytes as floats, exactly.
+            stored = bytes(state_dict[key].flatten().to(torch.uint8).tolist())
+            if stored != self.dictionary.identity():
+                errors.append(
+                    f"{key}: the state was saved with a {describe_identity(stored)}, "
+                    f"but this module has a {describe_identity(self.dictionary.identity())}"
+                )
+                return
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors
         )  # fmt: skip

@@ -99,6 +99,13 @@ def test_unknown_names(name):
     assert repr(name) in str(caught.value)
 
 
+def test_few_features_go_to_the_torch_backend_unless_cpu_is_named():
+    h = embeddings(3, 16)[0]
+    assert select(None, "cplearn_loss", make_dictionary("hadamard", 16, 50), h).NAME == "torch"
+    assert select(None, "cplearn_loss", make_dictionary("hadamard", 17, 50), embeddings(3, 17)[0]).NAME == "cpu"
+    assert select("cpu", "cplearn_loss", make_dictionary("hadamard", 16, 50), h).NAME == "cpu"
+
+
 # ---- instruction sets ------------------------------------------------------------------------------------------------------
 
 
