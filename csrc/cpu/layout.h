@@ -122,6 +122,7 @@ struct SignedTile {
   const float* tile;
   const int32_t* mask;
   CPK_INLINE Vec operator()(int64_t k) const { return flip_sign(load(tile + k * kLanes), mask[k]); }
+  CPK_INLINE void group_done(int64_t) const {}
 };
 
 // Sink of walsh_hadamard: adds the outputs, with the block's signs, to an accumulator of coordinates.

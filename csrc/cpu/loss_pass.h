@@ -198,12 +198,16 @@ class LossPass {
           PlainTile plain{p};
           walsh_hadamard(plan_.log2_block, plain, to_expected, p);
         } else {
-          for (int64_t k = 0; k < plan_.block; ++k) weights(k);
+          for (int64_t k = 0; k < plan_.block; ++k) {
+            weights(k);
+            if (k % 8 == 7) weights.group_done(k / 8);
+          }
         }
+        const Vec mass = weights.mass.total(), sum = weights.weight_sum.total(), agreement = weights.agreement.total();
         for (int lane = 0; lane < kLanes; ++lane) {
-          mass_[at(view, item, kLanes) + lane] += weights.mass[lane];
-          weight_sum_[at(view, item, kLanes) + lane] += weights.weight_sum[lane];
-          agreement_[at(view, item, kLanes) + lane] += weights.agreement[lane];
+          mass_[at(view, item, kLanes) + lane] += mass[lane];
+          weight_sum_[at(view, item, kLanes) + lane] += sum[lane];
+          agreement_[at(view, item, kLanes) + lane] += agreement[lane];
         }
         if (flushes_ && (round * plan_.group + b + 1) % plan_.flush_blocks() == 0) {
           flush(expected_ + at(view, item, tile_), flushed_expected_ + at(view, item, tile_));

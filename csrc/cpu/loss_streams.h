@@ -32,28 +32,28 @@ struct GradientWeights {
   const float* g;
   const float* column_max;
   Vec beta_ln2;
-  Vec mass = broadcast(0.0f);
-  Vec weight_sum = broadcast(0.0f);
-  Vec agreement = broadcast(0.0f);
+  LeveledSum mass, weight_sum, agreement;
 
   CPK_INLINE Vec operator()(int64_t k) {
     const Vec pk = load(p + k * kLanes);
     Vec share = pk;
-    mass = mass + pk;
+    mass.add(pk);
     if (kPrior == Prior::kCrossEntropy) {
       share = exp2_nonpositive(load(u + k * kLanes) - broadcast(column_max[k]));
       share = as_float(as_int(share) & ~(as_int(pk) >> 31));
     }
     const Vec cross = pk * load(partner_u + k * kLanes);
     const Vec weight = share * broadcast(g[k]) - beta_ln2 * cross;
-    agreement = agreement + cross;
-    weight_sum = weight_sum + weight;
+    agreement.add(cross);
+    weight_sum.add(weight);
     return weight;
   }
+  CPK_INLINE void group_done(int64_t i) { mass.group_done(i), weight_sum.group_done(i), agreement.group_done(i); }
 };
 
 // Source of walsh_hadamard: a plain array.
 struct PlainTile {
   const float* tile;
   CPK_INLINE Vec operator()(int64_t k) const { return load(tile + k * kLanes); }
+  CPK_INLINE void group_done(int64_t) const {}
 };

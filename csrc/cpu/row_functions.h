@@ -64,12 +64,13 @@ struct WeightedProbabilities {
   const float* p;
   const float* weights;  // v of this block's codes
   int64_t limit;
-  Vec sum = broadcast(0.0f);
+  LeveledSum sum;
   CPK_INLINE Vec operator()(int64_t k) {
     const Vec weighted = load(p + k * kLanes) * broadcast(k < limit ? weights[k] : 0.0f);
-    sum = sum + weighted;
+    sum.add(weighted);
     return weighted;
   }
+  CPK_INLINE void group_done(int64_t i) { sum.group_done(i); }
 };
 
 static void weighted_codes(const HadamardCodes& codes, const Batch& batch, double temperature,
@@ -106,7 +107,8 @@ static void weighted_codes(const HadamardCodes& codes, const Batch& batch, doubl
     if (has_weights) {
       WeightedProbabilities weights{my_p, code_weights + b * plan.block, plan.codes_in(b)};
       add_transform(weights, sum_weighted);
-      for (int lane = 0; lane < kLanes; ++lane) sum_weight[item * kLanes + lane] += weights.sum[lane];
+      const Vec sum = weights.sum.total();
+      for (int lane = 0; lane < kLanes; ++lane) sum_weight[item * kLanes + lane] += sum[lane];
     }
   });
 

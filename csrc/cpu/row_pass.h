@@ -9,7 +9,7 @@
 // Sink of walsh_hadamard: running best and sum of 2^(s - best) over the other codes, per lane. The best moves rarely.
 struct OnlineMaxSum {
   Vec best;
-  Vec others;
+  LeveledSum others;
   int64_t* code;  // of the best, per lane
   int64_t first_code, limit;  // codes of this block that exist
 
@@ -26,7 +26,8 @@ struct OnlineMaxSum {
     Vec total = exp2_nonpositive(x[0] - best);
 #pragma GCC unroll 16
     for (int q = 1; q < R; ++q) total = total + exp2_nonpositive(x[q] - best);
-    others = others + total;
+    others.add(total);
+    others.group_done(r / R);
   }
 
  private:
@@ -34,7 +35,9 @@ struct OnlineMaxSum {
   template <int R>
   CPK_INLINE void move_best(int64_t r, Vec (&x)[R], Vec raised) {
     VecInt pending = raised > best;
-    others = pending ? (others + broadcast(1.0f)) * exp2_nonpositive(best - raised) : others;
+    const Vec so_far = others.total();
+    others = LeveledSum();
+    others.all = pending ? (so_far + broadcast(1.0f)) * exp2_nonpositive(best - raised) : so_far;
     best = raised;
     Vec total = broadcast(0.0f);
 #pragma GCC unroll 1
@@ -46,7 +49,7 @@ struct OnlineMaxSum {
         if (found[lane]) code[lane] = first_code + r + q;
       }
     }
-    others = others + total;
+    others.add(total);
   }
 };
 
@@ -93,13 +96,14 @@ static void row_pass(const HadamardCodes& codes, const Tiles& rows, int threads,
   visit_items(codes, plan, threads, [&](int64_t worker, int64_t item, int64_t tile, int64_t b, const int32_t* mask) {
     const int64_t lane0 = item * kLanes;
     const Vec before = load(best + lane0);
-    OnlineMaxSum state{before, broadcast(0.0f), code + lane0, b * plan.block, plan.codes_in(b)};
+    OnlineMaxSum state{before, LeveledSum(), code + lane0, b * plan.block, plan.codes_in(b)};
     SignedTile source{rows.tile(tile), mask};
     walsh_hadamard(plan.log2_block, source, state, scratch + worker * plan.tile_floats());
     const Vec kept = exp2_nonpositive(before - state.best);
+    const Vec sum = state.others.total();
     store(best + lane0, state.best);
     for (int lane = 0; lane < kLanes; ++lane) {
-      others[lane0 + lane] = others[lane0 + lane] * kept[lane] + state.others[lane];
+      others[lane0 + lane] = others[lane0 + lane] * kept[lane] + sum[lane];
     }
   });
 

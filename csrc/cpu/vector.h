@@ -98,3 +98,20 @@ CPK_INLINE Vec log2_positive(Vec x) {
   p = p * m + broadcast(1.4426950036524215f);
   return __builtin_convertvector(exponent, Vec) + p * m;
 }
+
+// A float32 sum of many terms in three levels: a group, sixteen groups, all. Thousands of nearly equal terms added one
+// by one would round the same way each time, and the gradient takes differences of such sums.
+struct LeveledSum {
+  Vec group = broadcast(0.0f), sixteen = broadcast(0.0f), all = broadcast(0.0f);
+
+  CPK_INLINE void add(Vec v) { group = group + v; }
+  CPK_INLINE void group_done(int64_t i) {
+    sixteen = sixteen + group;
+    group = broadcast(0.0f);
+    if ((i & 15) == 15) {
+      all = all + sixteen;
+      sixteen = broadcast(0.0f);
+    }
+  }
+  CPK_INLINE Vec total() const { return all + sixteen + group; }
+};

@@ -5,6 +5,7 @@
 // takes its input from a Source, the last hands its output to a Sink while it is still in registers:
 //
 //   Vec  source(int64_t k)                        input coordinate k
+//   void source.group_done(int64_t i)             called after every few coordinates, i = 0, 1, 2, …
 //   void sink(int64_t r, Vec (&values)[R])        outputs r … r + R - 1, in ascending order of r
 //
 // No inclusion guard: see vector.h.
@@ -34,6 +35,7 @@ CPK_INLINE void first_pass(Source& source, float* out, int64_t stride) {
     Vec x[R];
 #pragma GCC unroll 16
     for (int q = 0; q < R; ++q) x[q] = source(i + q * stride);
+    source.group_done(i);
     butterflies(x);
 #pragma GCC unroll 16
     for (int q = 0; q < R; ++q) store(out + (i + q * stride) * kLanes, x[q]);
@@ -73,6 +75,7 @@ CPK_INLINE void single_pass(Source& source, Sink& sink) {
   Vec x[R];
 #pragma GCC unroll 16
   for (int q = 0; q < R; ++q) x[q] = source(q);
+  source.group_done(0);
   butterflies(x);
   sink(0, x);
 }
