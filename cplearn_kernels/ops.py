@@ -43,7 +43,7 @@ def _operator(name: str, fake):
     """Register a function as operator `name`, its schema read off its annotations, with the shapes that `fake` gives.
 
     torch.library.define rather than custom_op: the latter's wrapper imports the whole compiler in the first call
-    (seconds) and costs some 20 microseconds in each.
+    (seconds).
     """
 
     def register(implementation):

@@ -9,8 +9,8 @@ struct Share {
       : begin(count * worker / workers), end(count * (worker + 1) / workers) {}
 };
 
-// A barrier that spins briefly and then gives the processor away. OpenMP's own spins for milliseconds, which costs a
-// factor of ten as soon as another process (a data loader) wants one of the cores.
+// A barrier that spins briefly and then gives the processor away. OpenMP's own spins for far longer, which
+// starves the worker it waits for as soon as another process (a data loader) wants one of the cores.
 class Barrier {
  public:
   void wait(int64_t workers) {
