@@ -23,10 +23,13 @@ class Dictionary:
         num_codes: c, the number of codes.
         seed: the 64-bit seed (0 for a dense dictionary).
         weight: the `(f, c)` matrix of a dense dictionary, else None.
+        signs: the matrix of a dense dictionary whose entries are all ±1, packed to bits, else None: int32 of shape
+            `(c, ceil(f / 32))`, bit k mod 32 of word k div 32 set where coordinate k is -1.
     """
 
     kind: str
     weight: torch.Tensor | None = None
+    signs: torch.Tensor | None = None
 
     def __init__(self, num_features: int, num_codes: int, seed: int = 0):
         self.num_features = _checked_int("num_features", num_features, 1, 2**31 - 1)
@@ -150,7 +153,8 @@ class DenseDictionary(Dictionary):
 
     Args:
         weight: floating-point tensor of shape `(num_features, num_codes)`, all entries finite. It is detached, not
-            copied.
+            copied. If all entries are ±1 a copy packed to bits is made (1/32 of float32), which the kernels use: the
+            matrix must not be changed afterwards.
 
     Raises:
         TypeError: not a floating-point tensor.
@@ -173,10 +177,13 @@ class DenseDictionary(Dictionary):
             raise ValueError("weight: expected finite entries, got NaN or infinity")
         super().__init__(weight.shape[0], weight.shape[1])
         self.weight = weight.detach()
+        if bool((self.weight.abs() == 1).all()):
+            self.signs = _packed_signs(self.weight)
 
     def to(self, device) -> DenseDictionary:
+        signs = None if self.signs is None else self.signs.to(device)
         moved = object.__new__(DenseDictionary)
-        moved.__dict__.update(self.__dict__, weight=self.weight.to(device))
+        moved.__dict__.update(self.__dict__, weight=self.weight.to(device), signs=signs)
         return moved
 
     def identity(self) -> bytes:
@@ -203,15 +210,31 @@ def describe_identity(identity: bytes) -> str:
     return f"{text}, bit layout {version}" + (f", SHA-256 {digest[:12]}…" if digest else "")
 
 
-def rebuild(kind: str, num_features: int, num_codes: int, seed: int, weight: torch.Tensor | None) -> Dictionary:
+def rebuild(
+    kind: str, num_features: int, num_codes: int, seed: int, weight: torch.Tensor | None, signs: torch.Tensor | None
+) -> Dictionary:
     """The dictionary that the plain values of an operator call stand for; checks were made when it was first built."""
     if kind == "dense":
         dense = object.__new__(DenseDictionary)
         Dictionary.__init__(dense, num_features, num_codes)
-        dense.weight = weight
+        dense.weight, dense.signs = weight, signs
         return dense
     cls = {"hadamard": HadamardDictionary, "rademacher": RademacherDictionary}[kind]
     return cls(num_features, num_codes, seed)
+
+
+def _packed_signs(weight: torch.Tensor) -> torch.Tensor:
+    """`Dictionary.signs` of a matrix of ±1, a few codes at a time."""
+    num_features, num_codes = weight.shape
+    words = -(-num_features // 32)
+    packed = torch.empty(num_codes, words, dtype=torch.int32, device=weight.device)
+    shifts = torch.arange(32, dtype=torch.int64, device=weight.device)
+    step = max(1, (1 << 20) // num_features)
+    for start in range(0, num_codes, step):
+        bits = torch.nn.functional.pad((weight[:, start : start + step] < 0).T, (0, words * 32 - num_features))
+        word = (bits.unflatten(1, (words, 32)).long() << shifts).sum(2)
+        packed[start : start + step] = torch.where(word < 1 << 31, word, word - (1 << 32))
+    return packed
 
 
 @functools.lru_cache(maxsize=4)

@@ -22,13 +22,13 @@ _TWO_63 = 1 << 63
 
 
 def dictionary_arguments(dictionary: Dictionary) -> tuple:
-    """(weight, kind, num_features, num_codes, seed) as the operators take them; the seed as a signed 64-bit integer."""
+    """(weight, signs, kind, num_features, num_codes, seed) as the operators take them; the seed as a signed integer."""
     seed = dictionary.seed - (1 << 64) if dictionary.seed >= _TWO_63 else dictionary.seed
-    return dictionary.weight, dictionary.kind, dictionary.num_features, dictionary.num_codes, seed
+    return dictionary.weight, dictionary.signs, dictionary.kind, dictionary.num_features, dictionary.num_codes, seed
 
 
-def _dictionary(weight, kind, num_features, num_codes, seed) -> Dictionary:
-    return rebuild(kind, num_features, num_codes, seed % (1 << 64), weight)
+def _dictionary(weight, signs, kind, num_features, num_codes, seed) -> Dictionary:
+    return rebuild(kind, num_features, num_codes, seed % (1 << 64), weight, signs)
 
 
 def _select(backend: str, function: str, dictionary: Dictionary, h: Tensor):
@@ -63,7 +63,7 @@ def _register_autograd(operator, backward, setup) -> None:
 # --- cplearn_loss: the gradient is made in the forward, where each block of codes is at hand ------------------------
 
 
-def _loss_fake(h1, h2, prior_probs, weight, kind, num_features, num_codes, seed, temperature, beta, prior, need_grad,
+def _loss_fake(h1, h2, prior_probs, weight, signs, kind, num_features, num_codes, seed, temperature, beta, prior, need_grad,
                backend):  # fmt: skip
     scalars = [h1.new_empty((), dtype=_result_dtype(h1)) for _ in range(3)]
     shape = h1.shape if need_grad else (0,)
@@ -72,11 +72,11 @@ def _loss_fake(h1, h2, prior_probs, weight, kind, num_features, num_codes, seed,
 
 @_operator("loss", _loss_fake)
 def loss(
-    h1: Tensor, h2: Tensor, prior_probs: Optional[Tensor], weight: Optional[Tensor], kind: str, num_features: int,
+    h1: Tensor, h2: Tensor, prior_probs: Optional[Tensor], weight: Optional[Tensor], signs: Optional[Tensor], kind: str, num_features: int,
     num_codes: int, seed: int, temperature: float, beta: float, prior: str, need_grad: bool, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(loss, invariance, prior, dL/dh1, dL/dh2); the last two are empty unless `need_grad`."""
-    dictionary = _dictionary(weight, kind, num_features, num_codes, seed)
+    dictionary = _dictionary(weight, signs, kind, num_features, num_codes, seed)
     if prior_probs is not None:
         validation.check_prior_values(prior, prior_probs)
     module = _select(backend, "cplearn_loss", dictionary, h1)
@@ -90,7 +90,7 @@ def loss_backward(upstream: Tensor, grad: Tensor, h: Tensor) -> Tensor:
 
 
 def _loss_setup(ctx, inputs, output):
-    h1, h2, need_grad = inputs[0], inputs[1], inputs[11]
+    h1, h2, need_grad = inputs[0], inputs[1], inputs[12]
     if not need_grad:
         raise RuntimeError("cplearn loss: the operator was called without need_grad, yet an input needs a gradient")
     ctx.save_for_backward(h1, h2, output[3], output[4])
@@ -101,7 +101,7 @@ def _loss_autograd(ctx, upstream, *_):
     return (
         loss_backward(upstream, grad1, h1) if ctx.needs_input_grad[0] else None,
         loss_backward(upstream, grad2, h2) if ctx.needs_input_grad[1] else None,
-        *[None] * 11,
+        *[None] * 12,
     )
 
 
@@ -114,26 +114,26 @@ _register_autograd(loss, _loss_autograd, _loss_setup)
 def _unary(name: str, shape):
     """Operators `name` and `name_backward` for a function of one batch whose result has shape `shape(h, num_codes)`."""
 
-    def fake(h, weight, kind, num_features, num_codes, seed, temperature, backend):
+    def fake(h, weight, signs, kind, num_features, num_codes, seed, temperature, backend):
         return h.new_empty(shape(h, num_codes), dtype=_result_dtype(h))
 
     @_operator(name, fake)
     def forward(
-        h: Tensor, weight: Optional[Tensor], kind: str, num_features: int, num_codes: int, seed: int,
+        h: Tensor, weight: Optional[Tensor], signs: Optional[Tensor], kind: str, num_features: int, num_codes: int, seed: int,
         temperature: float, backend: str,
     ) -> Tensor:  # fmt: skip
-        dictionary = _dictionary(weight, kind, num_features, num_codes, seed)
+        dictionary = _dictionary(weight, signs, kind, num_features, num_codes, seed)
         return getattr(_select(backend, name, dictionary, h), name)(h, dictionary, temperature)
 
-    def backward_fake(upstream, h, output, weight, kind, num_features, num_codes, seed, temperature, backend):
+    def backward_fake(upstream, h, output, weight, signs, kind, num_features, num_codes, seed, temperature, backend):
         return torch.empty_like(h, memory_format=torch.contiguous_format)
 
     @_operator(f"{name}_backward", backward_fake)
     def backward(
-        upstream: Tensor, h: Tensor, output: Optional[Tensor], weight: Optional[Tensor], kind: str, num_features: int,
+        upstream: Tensor, h: Tensor, output: Optional[Tensor], weight: Optional[Tensor], signs: Optional[Tensor], kind: str, num_features: int,
         num_codes: int, seed: int, temperature: float, backend: str,
     ) -> Tensor:  # fmt: skip
-        dictionary = _dictionary(weight, kind, num_features, num_codes, seed)
+        dictionary = _dictionary(weight, signs, kind, num_features, num_codes, seed)
         run = getattr(_select(backend, name, dictionary, h), f"{name}_backward")
         kept = () if output is None else (output,)
         return run(upstream, h, *kept, dictionary, temperature).to(h.dtype)
@@ -141,12 +141,12 @@ def _unary(name: str, shape):
     keeps_output = name == "projector_softmax"  # its gradient is written in p; the others recompute what they need
 
     def setup(ctx, inputs, output):
-        h, weight, *ctx.settings = inputs
-        ctx.save_for_backward(h, output if keeps_output else None, weight)
+        h, weight, signs, *ctx.settings = inputs
+        ctx.save_for_backward(h, output if keeps_output else None, weight, signs)
 
     def autograd(ctx, upstream):
-        h, output, weight = ctx.saved_tensors
-        return backward(upstream, h, output, weight, *ctx.settings), *[None] * 7
+        h, output, weight, signs = ctx.saved_tensors
+        return backward(upstream, h, output, weight, signs, *ctx.settings), *[None] * 8
 
     _register_autograd(forward, autograd, setup)
     return forward, backward
@@ -161,18 +161,18 @@ mean_assignment, mean_assignment_backward = _unary("mean_assignment", lambda h, 
 # --- assign: no gradient ---------------------------------------------------------------------------------------------
 
 
-def _assign_fake(h, weight, kind, num_features, num_codes, seed, top_k, backend):
+def _assign_fake(h, weight, signs, kind, num_features, num_codes, seed, top_k, backend):
     shape = (h.shape[0], top_k)
     return h.new_empty(shape, dtype=_result_dtype(h)), h.new_empty(shape, dtype=torch.int64)
 
 
 @_operator("assign", _assign_fake)
 def assign(
-    h: Tensor, weight: Optional[Tensor], kind: str, num_features: int, num_codes: int, seed: int, top_k: int,
+    h: Tensor, weight: Optional[Tensor], signs: Optional[Tensor], kind: str, num_features: int, num_codes: int, seed: int, top_k: int,
     backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(scores, codes), each `(n, top_k)`."""
-    dictionary = _dictionary(weight, kind, num_features, num_codes, seed)
+    dictionary = _dictionary(weight, signs, kind, num_features, num_codes, seed)
     return _select(backend, "assign", dictionary, h).assign(h, dictionary, top_k)
 
 

@@ -12,7 +12,8 @@
 
 namespace py = pybind11;
 using cplearn::Batch;
-using cplearn::HadamardCodes;
+using cplearn::Codes;
+using cplearn::Run;
 
 namespace {
 
@@ -23,50 +24,76 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-HadamardCodes make_codes(int64_t num_features, int64_t num_codes, uint64_t seed, int log2_block, Address positions) {
-  return {num_features, num_codes, seed, log2_block, at<const int32_t>(positions)};
+Codes make_codes(int kind, int64_t num_features, int64_t num_codes, uint64_t seed, int log2_block, Address positions,
+                 Address packed) {
+  return {cplearn::CodeKind(kind), num_features,           num_codes, seed, log2_block, at<const int32_t>(positions),
+          at<const uint32_t>(packed)};
 }
 
-std::tuple<double, double> cplearn_loss(const std::string& target, const HadamardCodes& codes, Address h1, Address h2,
+// Whether a signal handler of the interpreter (Ctrl-C) has raised. The kernel then throws Interrupted, and the exception
+// is waiting in the interpreter. Anywhere but in Python's main thread this is always false.
+bool interrupted() {
+  const py::gil_scoped_acquire lock;
+  return PyErr_CheckSignals() != 0;
+}
+
+// Calls kernel(kernels of the target, run) without the interpreter's lock.
+template <class Kernel>
+void call(const std::string& target, int threads, const Kernel& kernel) {
+  const cplearn::Kernels& kernels = cplearn::kernels_named(target);
+  try {
+    const py::gil_scoped_release release;
+    kernel(kernels, Run{threads, &interrupted});
+  } catch (const cplearn::Interrupted&) {
+    throw py::error_already_set();
+  }
+}
+
+std::tuple<double, double> cplearn_loss(const std::string& target, const Codes& codes, Address h1, Address h2,
                                         int64_t rows, double temperature, double beta, int prior, Address prior_probs,
                                         Address grad1, Address grad2, int threads) {
   const Batch views[2] = {{at<const float>(h1), rows}, {at<const float>(h2), rows}};
   const cplearn::LossRequest request{temperature, beta, cplearn::Prior(prior), at<const float>(prior_probs),
                                      grad1 != 0};
   cplearn::LossResult result{0, 0, {at<float>(grad1), at<float>(grad2)}};
-  const cplearn::Kernels& kernels = cplearn::kernels_named(target);
-  py::gil_scoped_release release;
-  kernels.cplearn_loss(codes, views, request, threads, result);
+  call(target, threads, [&](const cplearn::Kernels& kernels, const Run& run) {
+    kernels.cplearn_loss(codes, views, request, run, result);
+  });
   return {result.invariance, result.prior};
 }
 
-void projector_logsumexp(const std::string& target, const HadamardCodes& codes, Address h, int64_t rows,
-                         double temperature, Address out, int threads) {
-  const cplearn::Kernels& kernels = cplearn::kernels_named(target);
-  py::gil_scoped_release release;
-  kernels.projector_logsumexp(codes, {at<const float>(h), rows}, temperature, threads, at<float>(out));
+// projector_logsumexp, projector_softmax, expected_code, mean_assignment: (target, codes, h, rows, temperature, out, threads).
+template <auto kFunction>
+void of_rows(const std::string& target, const Codes& codes, Address h, int64_t rows, double temperature, Address out,
+             int threads) {
+  call(target, threads, [&](const cplearn::Kernels& kernels, const Run& run) {
+    (kernels.*kFunction)(codes, {at<const float>(h), rows}, temperature, run, at<float>(out));
+  });
 }
 
-void mean_assignment(const std::string& target, const HadamardCodes& codes, Address h, int64_t rows,
-                     double temperature, Address out, int threads) {
-  const cplearn::Kernels& kernels = cplearn::kernels_named(target);
-  py::gil_scoped_release release;
-  kernels.mean_assignment(codes, {at<const float>(h), rows}, temperature, threads, at<float>(out));
+// expected_code_backward, mean_assignment_backward: (target, codes, h, rows, upstream, temperature, grad, threads).
+template <auto kFunction>
+void backward_of_rows(const std::string& target, const Codes& codes, Address h, int64_t rows, Address upstream,
+                      double temperature, Address grad, int threads) {
+  call(target, threads, [&](const cplearn::Kernels& kernels, const Run& run) {
+    (kernels.*kFunction)(codes, {at<const float>(h), rows}, at<const float>(upstream), temperature, run,
+                         at<float>(grad));
+  });
 }
 
-void weighted_codes(const std::string& target, const HadamardCodes& codes, Address h, int64_t rows, double temperature,
-                    Address code_weights, Address total, Address weighted, Address mean_weight, int threads) {
-  const cplearn::Kernels& kernels = cplearn::kernels_named(target);
-  py::gil_scoped_release release;
-  kernels.weighted_codes(codes, {at<const float>(h), rows}, temperature, at<const float>(code_weights), threads,
-                         at<float>(total), at<float>(weighted), at<float>(mean_weight));
+void projector_softmax_backward(const std::string& target, const Codes& codes, int64_t rows, Address upstream,
+                                Address p, double temperature, Address grad, int threads) {
+  call(target, threads, [&](const cplearn::Kernels& kernels, const Run& run) {
+    kernels.projector_softmax_backward(codes, rows, at<const float>(upstream), at<const float>(p), temperature, run,
+                                       at<float>(grad));
+  });
 }
 
-void assign(const std::string& target, const HadamardCodes& codes, Address h, int64_t rows, int64_t top_k,
+void assign(const std::string& target, const Codes& codes, Address h, int64_t rows, int64_t top_k,
             Address scores, Address found, int threads) {
-  const cplearn::Kernels& kernels = cplearn::kernels_named(target);
-  py::gil_scoped_release release;
-  kernels.assign(codes, {at<const float>(h), rows}, top_k, threads, at<float>(scores), at<int64_t>(found));
+  call(target, threads, [&](const cplearn::Kernels& kernels, const Run& run) {
+    kernels.assign(codes, {at<const float>(h), rows}, top_k, run, at<float>(scores), at<int64_t>(found));
+  });
 }
 
 std::vector<std::tuple<std::string, int>> targets() {
@@ -90,15 +117,19 @@ PYBIND11_MODULE(_core, m) {
 #else
   m.attr("openmp") = false;
 #endif
-  // Python attaches the tensor that `positions` points into, so that both live equally long.
-  py::class_<HadamardCodes>(m, "HadamardCodes", py::dynamic_attr())
-      .def(py::init(&make_codes), py::arg("num_features"), py::arg("num_codes"), py::arg("seed"),
-           py::arg("log2_block"), py::arg("positions"));
+  // Python attaches the tensors that it points into, so that all live equally long.
+  py::class_<Codes>(m, "Codes", py::dynamic_attr())
+      .def(py::init(&make_codes), py::arg("kind"), py::arg("num_features"), py::arg("num_codes"), py::arg("seed"),
+           py::arg("log2_block"), py::arg("positions"), py::arg("packed"));
   m.def("targets", &targets, "(name, lanes) of every instruction set that runs here, fastest first");
   m.def("philox", &philox, "Philox4x32-10 of (counter, key)");
   m.def("cplearn_loss", &cplearn_loss, "(invariance, prior); gradients to the two addresses unless they are 0");
-  m.def("projector_logsumexp", &projector_logsumexp);
-  m.def("mean_assignment", &mean_assignment);
-  m.def("weighted_codes", &weighted_codes);
+  m.def("projector_logsumexp", &of_rows<&cplearn::Kernels::projector_logsumexp>);
+  m.def("projector_softmax", &of_rows<&cplearn::Kernels::projector_softmax>);
+  m.def("projector_softmax_backward", &projector_softmax_backward);
+  m.def("expected_code", &of_rows<&cplearn::Kernels::expected_code>);
+  m.def("expected_code_backward", &backward_of_rows<&cplearn::Kernels::expected_code_backward>);
+  m.def("mean_assignment", &of_rows<&cplearn::Kernels::mean_assignment>);
+  m.def("mean_assignment_backward", &backward_of_rows<&cplearn::Kernels::mean_assignment_backward>);
   m.def("assign", &assign);
 }

@@ -121,7 +121,7 @@ def _objection(module, function, dictionary, h) -> str | None:
     ):
         if given not in served:
             return f"it does not serve {what} {given}; it serves {', '.join(str(entry) for entry in served)}"
-    return None
+    return module.unsupported_dictionary(dictionary)
 
 
 def _dtype_names(dtypes) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
-"""Backend "cpu": the C++ kernels for Hadamard dictionaries on CPU tensors (csrc/cpu).
+"""Backend "cpu": the C++ kernels for dictionaries of ±1 codes on CPU tensors (csrc/cpu).
 
 Each function computes the formula of the function of the same name in `reference.py` in float32, with sums across
-blocks of codes in float64. The result does not depend on the number of threads. Memory is O(n * f), whatever c is.
+blocks of codes in float64. The result does not depend on the number of threads. Memory is O(n * f), whatever c is,
+but for `projector_softmax`, whose result is n x c. Long calls can be interrupted (Ctrl-C) from Python's main thread.
 """
 
 from __future__ import annotations
@@ -20,10 +21,14 @@ except ImportError as error:
     _core, _import_error = None, str(error)
 
 NAME = "cpu"
-DICTIONARIES = ("hadamard",)
+# A dense dictionary is served if all entries are ±1: `Dictionary.signs` then holds them packed to bits.
+DICTIONARIES = ("hadamard", "rademacher", "dense")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-FUNCTIONS = ("cplearn_loss", "projector_logsumexp", "mean_assignment", "assign")
+FUNCTIONS = (
+    "cplearn_loss", "projector_softmax", "projector_logsumexp", "expected_code", "mean_assignment", "assign",
+)  # fmt: skip
 
+_KINDS = {"hadamard": 0, "rademacher": 1, "dense": 2}
 _PRIOR_NUMBERS = {"reverse_kl": 0, "cross_entropy": 1}
 _target = _core.targets()[0][0] if _core else None
 
@@ -36,6 +41,13 @@ def unavailable() -> str | None:
 def unsupported_device(device: torch.device) -> str | None:
     """Why tensors on `device` cannot be used, or None."""
     return None if device.type == "cpu" else f"it serves CPU tensors, got one on {device}"
+
+
+def unsupported_dictionary(dictionary: Dictionary) -> str | None:
+    """Why the codes of `dictionary` cannot be used, or None."""
+    if dictionary.kind != "dense" or dictionary.signs is not None:
+        return None
+    return "it serves a dense dictionary whose entries are all +1 or -1; this one has others"
 
 
 def reservation(dictionary: Dictionary) -> str | None:
@@ -89,21 +101,40 @@ def cplearn_loss(h1, h2, dictionary, temperature, beta, prior, prior_probs, need
     return (*terms, grad1, grad2)
 
 
+def projector_softmax(h, dictionary, temperature):
+    """`reference.projector_softmax`, shape `(n, c)`."""
+    return _of_rows(_core.projector_softmax, h, dictionary, temperature, dictionary.num_codes)
+
+
+def projector_softmax_backward(upstream, h, p, dictionary, temperature):
+    """`dL/dh_i = 1/temperature * sum_j p_ij (v_ij - sum_k p_ik v_ik) w_j` for `v = upstream` of shape `(n, c)`."""
+    upstream, p = _rows(upstream), _rows(p)
+    grad = h.new_empty(h.shape, dtype=torch.float32)
+    _core.projector_softmax_backward(
+        _target, _codes(dictionary), h.shape[0], upstream.data_ptr(), p.data_ptr(), temperature, grad.data_ptr(),
+        _threads(),
+    )  # fmt: skip
+    return _nan_where_not_finite(grad, h)
+
+
 def projector_logsumexp(h, dictionary, temperature):
     """`reference.projector_logsumexp`, shape `(n,)`."""
-    h = _rows(h)
-    out = h.new_empty(h.shape[0])
-    _core.projector_logsumexp(
-        _target, _codes(dictionary), h.data_ptr(), h.shape[0], temperature, out.data_ptr(), _threads()
-    )
-    return _nan_where_not_finite(out, h)
+    return _of_rows(_core.projector_logsumexp, h, dictionary, temperature)
 
 
 def projector_logsumexp_backward(upstream, h, dictionary, temperature):
     """`dL/dh_i = v_i B_i / temperature` for `v = upstream` of shape `(n,)`."""
-    h = _rows(h)
-    expected, _, _ = _weighted_codes(h, dictionary, temperature, None)
-    return _nan_where_not_finite(expected.mul_((upstream / temperature)[:, None]), h)
+    return expected_code(h, dictionary, temperature).mul_((upstream / temperature)[:, None])
+
+
+def expected_code(h, dictionary, temperature):
+    """`reference.expected_code`, shape `(n, f)`."""
+    return _of_rows(_core.expected_code, h, dictionary, temperature, dictionary.num_features)
+
+
+def expected_code_backward(upstream, h, dictionary, temperature):
+    """`dL/dh_i = 1/temperature * sum_j p_ij (v_ij - sum_k p_ik v_ik) w_j` with `v_ij = upstream_i · w_j`."""
+    return _backward_of_rows(_core.expected_code_backward, upstream, h, dictionary, temperature)
 
 
 def mean_assignment(h, dictionary, temperature):
@@ -120,10 +151,7 @@ def mean_assignment(h, dictionary, temperature):
 
 def mean_assignment_backward(upstream, h, dictionary, temperature):
     """`dL/dh_i = 1/(n temperature) * sum_j p_ij (v_j - sum_k p_ik v_k) w_j` for `v = upstream` of shape `(c,)`."""
-    h = _rows(h)
-    expected, weighted, mean_weight = _weighted_codes(h, dictionary, temperature, upstream.contiguous())
-    grad = weighted.sub_(mean_weight[:, None] * expected).div_(h.shape[0] * temperature)
-    return _nan_where_not_finite(grad, h)
+    return _backward_of_rows(_core.mean_assignment_backward, upstream, h, dictionary, temperature)
 
 
 def assign(h, dictionary, top_k):
@@ -137,16 +165,22 @@ def assign(h, dictionary, top_k):
     return _nan_where_not_finite(scores, h), codes
 
 
-def _weighted_codes(h, dictionary, temperature, code_weights):
-    """`(sum_j p_ij w_j, sum_j p_ij v_j w_j, sum_j p_ij v_j)`; the last two are None without v."""
-    total = torch.empty_like(h)
-    weighted = None if code_weights is None else torch.empty_like(h)
-    mean_weight = None if code_weights is None else h.new_empty(h.shape[0])
-    _core.weighted_codes(
-        _target, _codes(dictionary), h.data_ptr(), h.shape[0], temperature, _address(code_weights), _address(total),
-        _address(weighted), _address(mean_weight), _threads(),
+def _of_rows(kernel, h, dictionary, temperature, *width):
+    """The result, of shape `(n, *width)`, of a kernel that treats each row for itself."""
+    h = _rows(h)
+    out = h.new_empty(h.shape[0], *width)
+    kernel(_target, _codes(dictionary), h.data_ptr(), h.shape[0], temperature, out.data_ptr(), _threads())
+    return _nan_where_not_finite(out, h)
+
+
+def _backward_of_rows(kernel, upstream, h, dictionary, temperature):
+    h, upstream = _rows(h), _rows(upstream)
+    grad = torch.empty_like(h)
+    kernel(
+        _target, _codes(dictionary), h.data_ptr(), h.shape[0], upstream.data_ptr(), temperature, grad.data_ptr(),
+        _threads(),
     )  # fmt: skip
-    return total, weighted, mean_weight
+    return _nan_where_not_finite(grad, h)
 
 
 def _rows(h: torch.Tensor) -> torch.Tensor:
@@ -173,14 +207,21 @@ def _threads() -> int:
 
 
 def _codes(dictionary: Dictionary):
-    return _hadamard_codes(dictionary.num_features, dictionary.num_codes, dictionary.seed)
+    if dictionary.kind == "dense":
+        codes = _core.Codes(_KINDS["dense"], dictionary.num_features, dictionary.num_codes, 0, 0, 0,
+                            dictionary.signs.data_ptr())  # fmt: skip
+        codes.signs = dictionary.signs
+        return codes
+    return _generated_codes(dictionary.kind, dictionary.num_features, dictionary.num_codes, dictionary.seed)
 
 
 @functools.lru_cache(maxsize=16)
-def _hadamard_codes(num_features: int, num_codes: int, seed: int):
+def _generated_codes(kind: str, num_features: int, num_codes: int, seed: int):
     """The core's description of a dictionary; it carries the tensor of positions that it points into."""
+    if kind == "rademacher":
+        return _core.Codes(_KINDS[kind], num_features, num_codes, seed, 0, 0, 0)
     log2_block = (num_features - 1).bit_length()
     positions = philox.injection(seed, num_features, 1 << log2_block).to(torch.int32)
-    codes = _core.HadamardCodes(num_features, num_codes, seed, log2_block, positions.data_ptr())
+    codes = _core.Codes(_KINDS[kind], num_features, num_codes, seed, log2_block, positions.data_ptr(), 0)
     codes.positions = positions
     return codes

@@ -35,6 +35,11 @@ def unsupported_device(device: torch.device) -> str | None:
     return None
 
 
+def unsupported_dictionary(dictionary: Dictionary) -> str | None:
+    """Why the codes of `dictionary` cannot be used, or None."""
+    return None
+
+
 def reservation(dictionary: Dictionary) -> str | None:
     """Why a call that names no backend should not come here, or None."""
     return None

@@ -5,13 +5,17 @@
 
 namespace cplearn {
 
-// A Hadamard dictionary. `positions[k]` is the place of coordinate k in a block of 2^log2_block codes.
-struct HadamardCodes {
+enum class CodeKind : int { kHadamard = 0, kRademacher = 1, kPacked = 2 };
+
+// A dictionary of ±1 codes.
+struct Codes {
+  CodeKind kind;
   int64_t num_features;
   int64_t num_codes;
-  uint64_t seed;
-  int log2_block;
-  const int32_t* positions;
+  uint64_t seed;              // Hadamard, Rademacher
+  int log2_block;             // Hadamard: a block holds 2^log2_block codes
+  const int32_t* positions;   // Hadamard: positions[k] is the place of coordinate k in a block
+  const uint32_t* packed;     // packed: (num_codes, ceil(num_features / 32)) words; bit k % 32 of word k / 32, 1 is -1
 };
 
 // Embeddings: `rows` contiguous rows of codes.num_features floats.
@@ -19,6 +23,15 @@ struct Batch {
   const float* data;
   int64_t rows;
 };
+
+// How to run: `threads` changes the time and nothing else, not even the last bit. `interrupted` (may be null) is called
+// a few times a second from the calling thread; once it returns true the function throws Interrupted.
+struct Run {
+  int threads;
+  bool (*interrupted)();
+};
+
+struct Interrupted {};
 
 enum class Prior : int { kReverseKL = 0, kCrossEntropy = 1 };
 
@@ -37,18 +50,30 @@ struct LossResult {
 };
 
 // What one instruction set provides. Every function computes the formula of the function of the same name in
-// reference.py, for finite inputs; `threads` changes the time and nothing else, not even the last bit.
+// reference.py, for finite inputs; those named `…_backward` its gradient, given the gradient `upstream` of its result.
 struct Kernels {
   const char* name;
   int lanes;
-  void (*cplearn_loss)(const HadamardCodes&, const Batch (&views)[2], const LossRequest&, int threads, LossResult&);
-  void (*projector_logsumexp)(const HadamardCodes&, const Batch&, double temperature, int threads, float* out);
-  void (*mean_assignment)(const HadamardCodes&, const Batch&, double temperature, int threads, float* out);
-  // total_i = sum_j p_ij w_j; with code_weights v (num_codes) also weighted_i = sum_j p_ij v_j w_j and
-  // mean_weight_i = sum_j p_ij v_j. The backward passes of projector_logsumexp and mean_assignment.
-  void (*weighted_codes)(const HadamardCodes&, const Batch&, double temperature, const float* code_weights,
-                         int threads, float* total, float* weighted, float* mean_weight);
-  void (*assign)(const HadamardCodes&, const Batch&, int64_t top_k, int threads, float* scores, int64_t* found);
+  void (*cplearn_loss)(const Codes&, const Batch (&views)[2], const LossRequest&, const Run&, LossResult&);
+  // out: (rows)
+  void (*projector_logsumexp)(const Codes&, const Batch&, double temperature, const Run&, float* out);
+  // out: (rows, num_codes)
+  void (*projector_softmax)(const Codes&, const Batch&, double temperature, const Run&, float* out);
+  // upstream, p: (rows, num_codes); grad: (rows, num_features)
+  void (*projector_softmax_backward)(const Codes&, int64_t rows, const float* upstream, const float* p,
+                                     double temperature, const Run&, float* grad);
+  // out: (rows, num_features)
+  void (*expected_code)(const Codes&, const Batch&, double temperature, const Run&, float* out);
+  // upstream, grad: (rows, num_features)
+  void (*expected_code_backward)(const Codes&, const Batch&, const float* upstream, double temperature, const Run&,
+                                 float* grad);
+  // out: (num_codes)
+  void (*mean_assignment)(const Codes&, const Batch&, double temperature, const Run&, float* out);
+  // upstream: (num_codes); grad: (rows, num_features)
+  void (*mean_assignment_backward)(const Codes&, const Batch&, const float* upstream, double temperature, const Run&,
+                                   float* grad);
+  // scores, found: (rows, top_k)
+  void (*assign)(const Codes&, const Batch&, int64_t top_k, const Run&, float* scores, int64_t* found);
 };
 
 }  // namespace cplearn

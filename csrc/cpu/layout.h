@@ -1,4 +1,4 @@
-// How rows, blocks of codes and work are laid out: aligned buffers, tiles of rows, sign masks, chunks of blocks.
+// How rows, codes and work are laid out: buffers, tiles of rows, the cut into slabs and rounds.
 //
 // No inclusion guard: see vector.h.
 
@@ -7,10 +7,9 @@ template <class T>
 class Buffer {
  public:
   explicit Buffer(int64_t count) : count_(count) {
-    data_ = static_cast<T*>(aligned_alloc(64, (sizeof(T) * size_t(count) + 64) / 64 * 64));
-    if (data_ == nullptr) throw std::bad_alloc();
+    data_ = static_cast<T*>(take_memory(sizeof(T) * size_t(count), size_));
   }
-  ~Buffer() { free(data_); }
+  ~Buffer() { give_back_memory(data_, size_); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   T* operator+(int64_t offset) const { return data_ + offset; }
@@ -21,14 +20,16 @@ class Buffer {
 
  private:
   int64_t count_;
+  size_t size_;
   T* data_;
 };
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// How the work is cut. Codes are cut into slabs of consecutive blocks, rows into tiles; an item is one tile in one
-// slab, and each item is summed by one thread in ascending order of blocks. Slabs depend on the problem alone, never
+// How the work is cut. Codes come in blocks, blocks in slabs of consecutive ones, rows in tiles; an item is one tile in
+// one slab, and each item is summed by one thread in ascending order of blocks. Slabs depend on the problem alone, never
 // on the number of threads, so neither does the result. One slab does when there are tiles enough to share out.
 // A round takes a group of blocks from every slab: few enough codes that a round's arrays stay in the second-level
 // cache, enough that barriers do not show.
@@ -36,12 +37,10 @@ struct Schedule {
   static constexpr int64_t kWantedItems = 8;
   static constexpr int64_t kRoundCodes = 512;
 
-  int log2_block;
   int64_t block, blocks, num_codes, tiles, slabs, slab_blocks, group, rounds;
 
-  Schedule(const HadamardCodes& codes, int64_t tiles_) : log2_block(codes.log2_block), tiles(tiles_) {
-    block = int64_t{1} << log2_block;
-    num_codes = codes.num_codes;
+  template <class Blocks>
+  Schedule(const Blocks& dictionary, int64_t tiles_) : block(dictionary.block), num_codes(dictionary.num_codes), tiles(tiles_) {
     blocks = divide_up(num_codes, block);
     group = block < kRoundCodes ? kRoundCodes / block : 1;
     slabs = smaller(divide_up(kWantedItems, tiles), divide_up(blocks, group));
@@ -60,81 +59,56 @@ struct Schedule {
   }
   // How many codes of a block exist: all but perhaps the last are whole.
   int64_t codes_in(int64_t b) const { return smaller(block, num_codes - b * block); }
-  int64_t tile_floats() const { return block * kLanes; }
-  // How many blocks may be summed in float32 before a flush into double precision. Small blocks are flushed one by one:
-  // with few features many codes are equal and share a row's mass, and E cancels against sigma B down to little.
-  int64_t flush_blocks() const { return block <= 64 ? 1 : 32; }
 };
 
-// Sign masks of a block: mask[position(k)] is the sign bit where d_b[k] = -1; places that hold no coordinate stay 0.
-static inline void make_sign_masks(const HadamardCodes& codes, int64_t block, int32_t* mask) {
-  for (int64_t k = 0; k < codes.num_features; k += 128) {
-    const PhiloxWords words = sign_words(codes.seed, kStreamHadamardSigns, uint64_t(block), uint32_t(k / 128));
-    const int64_t stop = k + 128 < codes.num_features ? k + 128 : codes.num_features;
-    for (int64_t j = k; j < stop; ++j) {
-      const uint32_t bit = words.word[(j - k) / 32] >> ((j - k) % 32) & 1;
-      mask[codes.positions[j]] = int32_t(bit << 31);
-    }
-  }
-}
-
-// The rows of one or two batches as tiles of kLanes rows, [tile][place][lane], scaled so that a transform gives log2 of
-// the softmax's numerators, and permuted into the places of a block. The tiles of the second batch follow those of the
-// first. Rows that only pad a batch's last tile are zero.
+// The rows of one or two batches as tiles of kLanes rows, [tile][place][lane], multiplied by `scale` and put into the
+// places that the dictionary's products expect. The tiles of the second batch follow those of the first. Rows that only
+// pad a batch's last tile, and places that hold no coordinate, are zero.
 struct Tiles {
-  int64_t rows, per_batch, count, block;
+  int64_t rows, per_batch, count, places;
   Buffer<float> data;
 
-  Tiles(const HadamardCodes& codes, const Batch* batches, int num_batches, double scale, int threads)
+  template <class Blocks>
+  Tiles(const Blocks& dictionary, const Batch* batches, int num_batches, double scale, int threads)
       : rows(batches[0].rows),
         per_batch(divide_up(rows, kLanes)),
         count(num_batches * per_batch),
-        block(int64_t{1} << codes.log2_block),
-        data(count * block * kLanes) {
-    if (block != codes.num_features || rows % kLanes != 0) data.fill(0.0f);
-    // Sums of `block` such values stay finite; anything larger is clamped, so that finite inputs give finite results.
-    const double limit = 1e30 / double(block);
+        places(dictionary.places),
+        data(count * places * kLanes) {
+    const int64_t features = dictionary.num_features;
+    if (places != features || rows % kLanes != 0) data.fill(0.0f);
+    // Sums of so many such values stay finite; anything larger is clamped, so that finite inputs give finite results.
+    const double limit = 1e30 / double(places);
     in_parallel(threads, [&](int64_t worker, int64_t workers) {
       const Share mine(count, worker, workers);
       for (int64_t t = mine.begin; t < mine.end; ++t) {
         const int64_t first = t % per_batch * kLanes, last = smaller(first + kLanes, rows);
         for (int64_t row = first; row < last; ++row) {
-          const float* from = batches[t / per_batch].data + row * codes.num_features;
+          const float* from = batches[t / per_batch].data + row * features;
           float* to = tile(t) + (row - first);
-          for (int64_t k = 0; k < codes.num_features; ++k) {
+          for (int64_t k = 0; k < features; ++k) {
             const double value = from[k] * scale;
-            to[codes.positions[k] * kLanes] = float(value > limit ? limit : value < -limit ? -limit : value);
+            to[dictionary.place(k) * kLanes] = float(value > limit ? limit : value < -limit ? -limit : value);
           }
         }
       }
     });
   }
 
-  float* tile(int64_t t) const { return data + t * block * kLanes; }
+  float* tile(int64_t t) const { return data + t * places * kLanes; }
   // Whether lane `i`, counted over all tiles, holds no row.
   bool is_padding(int64_t i) const { return i % (per_batch * kLanes) >= rows; }
   // The lane, counted over all tiles, of a batch's row.
   int64_t lane_of(int64_t batch, int64_t row) const { return batch * per_batch * kLanes + row; }
 };
 
-// Source of walsh_hadamard: a tile with the block's signs applied.
-struct SignedTile {
-  const float* tile;
-  const int32_t* mask;
-  CPK_INLINE Vec operator()(int64_t k) const { return flip_sign(load(tile + k * kLanes), mask[k]); }
-  CPK_INLINE void group_done(int64_t) const {}
-};
-
-// Sink of walsh_hadamard: adds the outputs, with the block's signs, to an accumulator of coordinates.
-struct AddSigned {
-  float* sum;
-  const int32_t* mask;
-  template <int R>
-  CPK_INLINE void operator()(int64_t r, Vec (&x)[R]) {
-#pragma GCC unroll 16
-    for (int q = 0; q < R; ++q) {
-      float* p = sum + (r + q) * kLanes;
-      store(p, load(p) + flip_sign(x[q], mask[r + q]));
-    }
+// Copies the lanes of `tile` ([place][lane]) that hold rows into `out`, (rows, num_features).
+template <class Blocks>
+static void store_rows(const Blocks& dictionary, const float* tile, int64_t first_row, int64_t rows, float* out) {
+  const int64_t last = smaller(first_row + kLanes, rows);
+  for (int64_t row = first_row; row < last; ++row) {
+    const float* from = tile + (row - first_row);
+    float* to = out + row * dictionary.num_features;
+    for (int64_t k = 0; k < dictionary.num_features; ++k) to[k] = from[dictionary.place(k) * kLanes];
   }
-};
+}

@@ -1,12 +1,14 @@
-// The functions of one batch: projector_logsumexp, mean_assignment, weighted_codes (their backward passes) and assign.
+// The functions of one batch whose results are small: projector_logsumexp, mean_assignment, expected_code, and the
+// backward passes of the last two (formulas in backends/torch_chunked.py and docs/mathematics.md).
 //
 // No inclusion guard: see vector.h.
 
-static void projector_logsumexp(const HadamardCodes& codes, const Batch& batch, double temperature, int threads,
+template <class Blocks>
+static void projector_logsumexp(const Blocks& dictionary, const Batch& batch, double temperature, const Run& run,
                                 float* out) {
-  const Tiles rows(codes, &batch, 1, kLog2E / temperature, threads);
+  const Tiles rows(dictionary, &batch, 1, kLog2E / temperature, run.threads);
   const RowSums sums(rows.count * kLanes);
-  row_pass(codes, rows, threads, sums);
+  row_pass(dictionary, rows, run, sums);
   for (int64_t i = 0; i < batch.rows; ++i) out[i] = float(kLn2 * double(sums.best[i]) + log1p(sums.others[i]));
 }
 
@@ -16,6 +18,9 @@ struct Probabilities {
   Vec best, inverse_sum;
   float* p;
   int64_t limit;  // codes of this block that exist; the others get 0
+
+  Probabilities(const RowSums& sums, int64_t tile, float* p_, int64_t limit_)
+      : best(load(sums.best + tile * kLanes)), inverse_sum(load(sums.inverse_sum + tile * kLanes)), p(p_), limit(limit_) {}
 
   template <int R>
   CPK_INLINE void operator()(int64_t r, Vec (&x)[R]) {
@@ -28,171 +33,196 @@ struct Probabilities {
   }
 };
 
-static void mean_assignment(const HadamardCodes& codes, const Batch& batch, double temperature, int threads,
+template <class Blocks>
+static void mean_assignment(const Blocks& dictionary, const Batch& batch, double temperature, const Run& run,
                             float* out) {
-  const Tiles rows(codes, &batch, 1, kLog2E / temperature, threads);
+  const Tiles rows(dictionary, &batch, 1, kLog2E / temperature, run.threads);
   const RowSums sums(rows.count * kLanes);
-  row_pass(codes, rows, threads, sums);
-  const Schedule plan(codes, rows.count);
-  const int64_t tile_floats = plan.tile_floats();
-  Buffer<float> column(tile_floats * threads), scratch(tile_floats * threads);
-  Buffer<int32_t> masks(plan.block * threads);
-  masks.fill(0);
+  row_pass(dictionary, rows, run, sums);
+  const Schedule plan(dictionary, rows.count);
+  const int64_t block_floats = plan.block * kLanes;
+  Buffer<float> column(block_floats * run.threads), scratch(block_floats * run.threads);
+  Buffer<uint32_t> all_signs(dictionary.signs * run.threads);
+  Interruption interruption(run);
   // Every code belongs to one worker, which sees all rows of it.
-  in_parallel(threads, [&](int64_t worker, int64_t workers) {
-    float* my_column = column + worker * tile_floats;
-    int32_t* mask = masks + worker * plan.block;
+  in_parallel(run.threads, [&](int64_t worker, int64_t workers) {
+    float* my_column = column + worker * block_floats;
+    uint32_t* signs = all_signs + worker * dictionary.signs;
     const Share mine(plan.blocks, worker, workers);
-    for (int64_t b = mine.begin; b < mine.end; ++b) {
-      make_sign_masks(codes, b, mask);
-      memset(my_column, 0, sizeof(float) * size_t(tile_floats));
+    for (int64_t b = mine.begin; b < mine.end && !interruption.before(worker, b - mine.begin); ++b) {
+      dictionary.prepare(b, signs, false);
+      memset(my_column, 0, sizeof(float) * size_t(block_floats));
       for (int64_t t = 0; t < rows.count; ++t) {
-        SignedTile source{rows.tile(t), mask};
-        Probabilities<true> sink{load(sums.best + t * kLanes), load(sums.inverse_sum + t * kLanes), my_column,
-                                 plan.codes_in(b)};
-        walsh_hadamard(plan.log2_block, source, sink, scratch + worker * tile_floats);
+        Probabilities<true> sink(sums, t, my_column, plan.codes_in(b));
+        dictionary.logits(rows.tile(t), signs, sink, scratch + worker * block_floats);
       }
       for (int64_t j = 0; j < plan.codes_in(b); ++j) {
         out[b * plan.block + j] = sum_lanes(load(my_column + j * kLanes)) / float(batch.rows);
       }
     }
   });
+  interruption.throw_if_interrupted();
 }
 
-// Source of walsh_hadamard: p_j v_j, summing it on the way.
-struct WeightedProbabilities {
+// What the sums of codes below are weighted with besides p: nothing.
+struct NoWeights {
+  static constexpr bool kAny = false;
+};
+
+// A number v_j per code.
+struct WeightPerCode {
+  static constexpr bool kAny = true;
+  const float* weights;
+  template <class Blocks>
+  void prepare(const Blocks&, int64_t, const uint32_t*, float*) const {}
+  double of_code(int64_t, int64_t code) const { return weights[code]; }
+  CPK_INLINE Vec operator()(const float*, int64_t first_code, int64_t k) const { return broadcast(weights[first_code + k]); }
+};
+
+// v_ij = y_i · w_j for rows y: the products go to an array of the block's size.
+struct WeightPerEntry {
+  static constexpr bool kAny = true;
+  const Tiles& rows;
+  const Buffer<float>& best_code_products;
+  template <class Blocks>
+  void prepare(const Blocks& dictionary, int64_t tile, const uint32_t* signs, float* products) const {
+    StoreValues sink{products};
+    dictionary.logits(rows.tile(tile), signs, sink, products);
+  }
+  double of_code(int64_t row, int64_t) const { return best_code_products[row]; }
+  CPK_INLINE Vec operator()(const float* products, int64_t, int64_t k) const { return load(products + k * kLanes); }
+
+  struct StoreValues {
+    float* values;
+    template <int R>
+    CPK_INLINE void operator()(int64_t r, Vec (&x)[R]) {
+#pragma GCC unroll 16
+      for (int q = 0; q < R; ++q) store(values + (r + q) * kLanes, x[q]);
+    }
+  };
+};
+
+// Source of walsh_hadamard: p_ij (v_ij - v of the row's best code), summing it on the way.
+template <class Weights>
+struct CentredWeights {
   const float* p;
-  const float* weights;  // v of this block's codes
-  int64_t limit;
+  const Weights& weights;
+  const float* products;
+  int64_t first_code, limit;
+  Vec centre;
   LeveledSum sum;
   CPK_INLINE Vec operator()(int64_t k) {
-    const Vec weighted = load(p + k * kLanes) * broadcast(k < limit ? weights[k] : 0.0f);
+    if (k >= limit) return broadcast(0.0f);
+    const Vec weighted = load(p + k * kLanes) * (weights(products, first_code, k) - centre);
     sum.add(weighted);
     return weighted;
   }
   CPK_INLINE void group_done(int64_t i) { sum.group_done(i); }
 };
 
-static void weighted_codes(const HadamardCodes& codes, const Batch& batch, double temperature,
-                           const float* code_weights, int threads, float* total, float* weighted,
-                           float* mean_weight) {
-  const Tiles rows(codes, &batch, 1, kLog2E / temperature, threads);
-  const RowSums sums(rows.count * kLanes);
-  row_pass(codes, rows, threads, sums);
-  const Schedule plan(codes, rows.count);
-  const int64_t tile_floats = plan.tile_floats(), all = plan.items() * tile_floats;
-  const bool has_weights = code_weights != nullptr;
-  Buffer<float> p(tile_floats * threads), scratch(tile_floats * threads);
-  // Outputs of a transform go through `recent`, a float32 block, into double precision.
-  Buffer<float> recent(tile_floats * threads);
-  Buffer<double> sum_total(all), sum_weighted(has_weights ? all : 0), sum_weight(plan.items() * kLanes);
-  sum_total.fill(0.0), sum_weighted.fill(0.0), sum_weight.fill(0.0);
+// Without weights `out_i = sum_j p_ij w_j`, the expected code B_i. With weights
+// `out_i = scale * [sum_j p_ij v'_ij w_j - (sum_j p_ij v'_ij) B_i]`, where v' is v less its value at the row's best code:
+// the result is the same, and near the optimum, where that code holds nearly all of p, nothing large has to cancel.
+template <class Blocks, class Weights>
+static void sum_codes(const Blocks& dictionary, const Tiles& rows, const RowSums& sums, const Weights& weights,
+                      double scale, const Run& run, float* out) {
+  const Schedule plan(dictionary, rows.count);
+  const int64_t block_floats = plan.block * kLanes, places = dictionary.places * kLanes;
+  const int64_t scratch_floats = larger(block_floats, places), all = plan.items() * places;
+  constexpr bool kWeighted = Weights::kAny;
+  Buffer<float> p(block_floats * run.threads), scratch(scratch_floats * run.threads);
+  Buffer<float> products(kWeighted ? block_floats * run.threads : 0);
+  Buffer<float> recent(places * run.threads);  // float32 sums of one block, on their way into double precision
+  Buffer<double> total(all), weighted(kWeighted ? all : 0), weight(plan.items() * kLanes);
+  Buffer<float> centre(rows.count * kLanes);
+  total.fill(0.0), weighted.fill(0.0), weight.fill(0.0), centre.fill(0.0f);
+  if constexpr (kWeighted) {
+    for (int64_t row = 0; row < rows.rows; ++row) centre[row] = float(weights.of_code(row, sums.code[row]));
+  }
 
-  visit_items(codes, plan, threads, [&](int64_t worker, int64_t item, int64_t t, int64_t b, const int32_t* mask) {
-    float* my_p = p + worker * tile_floats;
-    float* my_recent = recent + worker * tile_floats;
-    SignedTile source{rows.tile(t), mask};
-    Probabilities<false> sink{load(sums.best + t * kLanes), load(sums.inverse_sum + t * kLanes), my_p,
-                              plan.codes_in(b)};
-    walsh_hadamard(plan.log2_block, source, sink, scratch + worker * tile_floats);
-    const auto add_transform = [&](auto& from, const Buffer<double>& into) {
-      memset(my_recent, 0, sizeof(float) * size_t(tile_floats));
-      AddSigned to{my_recent, mask};
-      walsh_hadamard(plan.log2_block, from, to, scratch + worker * tile_floats);
-      double* sum = into + item * tile_floats;
-      for (int64_t i = 0; i < tile_floats; ++i) sum[i] += my_recent[i];
+  visit_items(dictionary, plan, run, true,
+              [&](int64_t worker, int64_t item, int64_t t, int64_t b, const uint32_t* signs) {
+    float* my_p = p + worker * block_floats;
+    float* my_recent = recent + worker * places;
+    float* my_scratch = scratch + worker * scratch_floats;
+    Probabilities<false> sink(sums, t, my_p, plan.codes_in(b));
+    dictionary.logits(rows.tile(t), signs, sink, my_scratch);
+    const auto add_codes = [&](auto& source, double* into) {
+      memset(my_recent, 0, sizeof(float) * size_t(places));
+      dictionary.add_codes(source, signs, my_recent, my_scratch);
+      for (int64_t i = 0; i < places; ++i) into[i] += my_recent[i];
     };
     PlainTile plain{my_p};
-    add_transform(plain, sum_total);
-    if (has_weights) {
-      WeightedProbabilities weights{my_p, code_weights + b * plan.block, plan.codes_in(b)};
-      add_transform(weights, sum_weighted);
-      const Vec sum = weights.sum.total();
-      for (int lane = 0; lane < kLanes; ++lane) sum_weight[item * kLanes + lane] += sum[lane];
+    add_codes(plain, total + item * places);
+    if constexpr (kWeighted) {
+      float* my_products = products + worker * block_floats;
+      weights.prepare(dictionary, t, signs, my_products);
+      CentredWeights<Weights> source{my_p, weights, my_products, b * plan.block, plan.codes_in(b),
+                                     load(centre + t * kLanes), LeveledSum()};
+      add_codes(source, weighted + item * places);
+      const Vec sum = source.sum.total();
+      for (int lane = 0; lane < kLanes; ++lane) weight[item * kLanes + lane] += sum[lane];
     }
   });
 
-  const auto over_slabs = [&](const Buffer<double>& sums_, int64_t tile, int64_t size, int64_t i) {
-    double value = 0;
-    for (int64_t s = 0; s < plan.slabs; ++s) value += sums_[(s * plan.tiles + tile) * size + i];
-    return value;
-  };
-  for (int64_t row = 0; row < batch.rows; ++row) {
-    const int64_t tile = row / kLanes, lane = row % kLanes;
-    for (int64_t k = 0; k < codes.num_features; ++k) {
-      const int64_t i = codes.positions[k] * kLanes + lane;
-      total[row * codes.num_features + k] = float(over_slabs(sum_total, tile, tile_floats, i));
-      if (has_weights) weighted[row * codes.num_features + k] = float(over_slabs(sum_weighted, tile, tile_floats, i));
+  in_parallel(run.threads, [&](int64_t worker, int64_t workers) {
+    float* result = scratch + worker * scratch_floats;
+    const Share mine(plan.tiles, worker, workers);
+    for (int64_t t = mine.begin; t < mine.end; ++t) {
+      double mean_weight[kLanes] = {};
+      for (int64_t s = 0; s < plan.slabs; ++s) {
+        for (int lane = 0; lane < kLanes; ++lane) mean_weight[lane] += weight[(s * plan.tiles + t) * kLanes + lane];
+      }
+      for (int64_t i = 0; i < places; ++i) {
+        double expected = 0, pull = 0;
+        for (int64_t s = 0; s < plan.slabs; ++s) {
+          const int64_t from = (s * plan.tiles + t) * places + i;
+          expected += total[from];
+          if (kWeighted) pull += weighted[from];
+        }
+        result[i] = float(kWeighted ? scale * (pull - mean_weight[i % kLanes] * expected) : expected);
+      }
+      store_rows(dictionary, result, t * kLanes, rows.rows, out);
     }
-    if (has_weights) mean_weight[row] = float(over_slabs(sum_weight, tile, kLanes, lane));
-  }
+  });
 }
 
-// The best codes of one row found so far: descending scores, equal scores by ascending code.
-struct TopList {
-  float* scores;
-  int64_t* found;
-  int64_t size;
-  int64_t filled;
+template <class Blocks>
+static void expected_code(const Blocks& dictionary, const Batch& batch, double temperature, const Run& run, float* out) {
+  const Tiles rows(dictionary, &batch, 1, kLog2E / temperature, run.threads);
+  const RowSums sums(rows.count * kLanes);
+  row_pass(dictionary, rows, run, sums);
+  sum_codes(dictionary, rows, sums, NoWeights(), 1.0, run, out);
+}
 
-  float threshold() const { return filled < size ? -INFINITY : scores[size - 1]; }
+template <class Blocks>
+static void mean_assignment_backward(const Blocks& dictionary, const Batch& batch, const float* upstream,
+                                     double temperature, const Run& run, float* grad) {
+  const Tiles rows(dictionary, &batch, 1, kLog2E / temperature, run.threads);
+  const RowSums sums(rows.count * kLanes);
+  row_pass(dictionary, rows, run, sums);
+  sum_codes(dictionary, rows, sums, WeightPerCode{upstream}, 1 / (double(batch.rows) * temperature), run, grad);
+}
 
-  // Codes must come in ascending order; then a strict comparison keeps the earlier of two equals ahead.
-  void offer(float score, int64_t code) {
-    if (filled == size && !(score > scores[size - 1])) return;
-    int64_t i = filled < size ? filled++ : size - 1;
-    for (; i > 0 && score > scores[i - 1]; --i) scores[i] = scores[i - 1], found[i] = found[i - 1];
-    scores[i] = score, found[i] = code;
-  }
-};
-
-// Sink of walsh_hadamard: offers what exceeds a lane's threshold. Rarely anything does.
-struct OfferScores {
-  TopList* lists;
-  Vec threshold;
-  int64_t first_code, limit;
-
-  template <int R>
-  CPK_INLINE void operator()(int64_t r, Vec (&x)[R]) {
-    Vec largest = x[0];
-#pragma GCC unroll 16
-    for (int q = 1; q < R; ++q) largest = vmax(largest, x[q]);
-    if (__builtin_expect(any_greater(largest, threshold), 0)) offer<R>(r, x);
-  }
-
- private:
-  template <int R>
-  __attribute__((noinline)) void offer(int64_t r, Vec (&x)[R]) {
-    for (int q = 0; q < R && r + q < limit; ++q) {
-      for (int lane = 0; lane < kLanes; ++lane) lists[lane].offer(x[q][lane], first_code + r + q);
-    }
-    for (int lane = 0; lane < kLanes; ++lane) threshold[lane] = lists[lane].threshold();
-  }
-};
-
-static void assign(const HadamardCodes& codes, const Batch& batch, int64_t top_k, int threads, float* scores,
-                   int64_t* found) {
-  const Tiles rows(codes, &batch, 1, 1.0, threads);
-  const Schedule plan(codes, rows.count);
-  const int64_t all = plan.items() * kLanes;
-  Buffer<float> item_scores(all * top_k), scratch(plan.tile_floats() * threads);
-  Buffer<int64_t> item_found(all * top_k);
-  Buffer<TopList> lists(all);
-  for (int64_t i = 0; i < all; ++i) lists[i] = {item_scores + i * top_k, item_found + i * top_k, top_k, 0};
-
-  visit_items(codes, plan, threads, [&](int64_t worker, int64_t item, int64_t t, int64_t b, const int32_t* mask) {
-    TopList* mine = lists + item * kLanes;
-    OfferScores sink{mine, broadcast(0.0f), b * plan.block, plan.codes_in(b)};
-    for (int lane = 0; lane < kLanes; ++lane) sink.threshold[lane] = mine[lane].threshold();
-    SignedTile source{rows.tile(t), mask};
-    walsh_hadamard(plan.log2_block, source, sink, scratch + worker * plan.tile_floats());
-  });
-
+template <class Blocks>
+static void expected_code_backward(const Blocks& dictionary, const Batch& batch, const float* upstream,
+                                   double temperature, const Run& run, float* grad) {
+  const Tiles rows(dictionary, &batch, 1, kLog2E / temperature, run.threads);
+  const RowSums sums(rows.count * kLanes);
+  row_pass(dictionary, rows, run, sums);
+  const Batch upstream_batch{upstream, batch.rows};
+  const Tiles upstream_rows(dictionary, &upstream_batch, 1, 1.0, run.threads);
+  Buffer<float> best_code_products(batch.rows);
+  Buffer<float> code(dictionary.places);
+  Buffer<uint32_t> signs(dictionary.signs);
   for (int64_t row = 0; row < batch.rows; ++row) {
-    TopList best{scores + row * top_k, found + row * top_k, top_k, 0};
-    for (int64_t s = 0; s < plan.slabs; ++s) {
-      const TopList& part = lists[s * plan.tiles * kLanes + row];
-      for (int64_t i = 0; i < part.filled; ++i) best.offer(part.scores[i], part.found[i]);
+    dictionary.write_code(sums.code[row], code + 0, 1, signs + 0);
+    double product = 0;
+    for (int64_t k = 0; k < dictionary.num_features; ++k) {
+      product += double(upstream[row * dictionary.num_features + k]) * code[dictionary.place(k)];
     }
+    best_code_products[row] = float(product);
   }
+  const WeightPerEntry weights{upstream_rows, best_code_products};
+  sum_codes(dictionary, rows, sums, weights, 1 / temperature, run, grad);
 }

@@ -63,42 +63,44 @@ struct RowSums {
   explicit RowSums(int64_t lanes) : best(lanes), inverse_sum(lanes), log2_sum(lanes), code(lanes), others(lanes) {}
 };
 
-// Calls visit(worker, item, tile, block, mask) for every block of every item, each item by one thread in ascending
-// order of blocks; `mask` holds the block's signs. For everything that needs no other row.
-template <class Visit>
-static void visit_items(const HadamardCodes& codes, const Schedule& plan, int threads, Visit visit) {
-  Buffer<int32_t> masks(plan.group * plan.block * threads);
-  masks.fill(0);
-  in_parallel(threads, [&](int64_t worker, int64_t workers) {
+// Calls visit(worker, item, tile, block, signs) for every block of every item, each item by one thread in ascending
+// order of blocks. For everything that needs no other row. `both` is passed on to Blocks::prepare.
+template <class Blocks, class Visit>
+static void visit_items(const Blocks& dictionary, const Schedule& plan, const Run& run, bool both, Visit visit) {
+  Buffer<uint32_t> all_signs(plan.group * dictionary.signs * run.threads);
+  Interruption interruption(run);
+  in_parallel(run.threads, [&](int64_t worker, int64_t workers) {
     const Share mine(plan.items(), worker, workers);
-    int32_t* mask = masks + worker * plan.group * plan.block;
-    for (int64_t round = 0; round < plan.rounds; ++round) {
+    uint32_t* const signs = all_signs + worker * plan.group * dictionary.signs;
+    for (int64_t round = 0; round < plan.rounds && !interruption.before(worker, round); ++round) {
       for (int64_t item = mine.begin; item < mine.end; ++item) {
         const int64_t slab = item / plan.tiles, tile = item % plan.tiles;
         const int64_t first = plan.first_block(slab, round), count = plan.blocks_in(slab, round);
         if (item == mine.begin || tile == 0) {
-          for (int64_t g = 0; g < count; ++g) make_sign_masks(codes, first + g, mask + g * plan.block);
+          for (int64_t g = 0; g < count; ++g) dictionary.prepare(first + g, signs + g * dictionary.signs, both);
         }
-        for (int64_t g = 0; g < count; ++g) visit(worker, item, tile, first + g, mask + g * plan.block);
+        for (int64_t g = 0; g < count; ++g) visit(worker, item, tile, first + g, signs + g * dictionary.signs);
       }
     }
   });
+  interruption.throw_if_interrupted();
 }
 
-static void row_pass(const HadamardCodes& codes, const Tiles& rows, int threads, const RowSums& result) {
-  const Schedule plan(codes, rows.count);
-  const int64_t lanes = rows.count * kLanes;
-  Buffer<float> best(plan.slabs * lanes), scratch(plan.tile_floats() * threads);
+template <class Blocks>
+static void row_pass(const Blocks& dictionary, const Tiles& rows, const Run& run, const RowSums& result) {
+  const Schedule plan(dictionary, rows.count);
+  const int64_t lanes = rows.count * kLanes, scratch_floats = larger(plan.block, dictionary.places) * kLanes;
+  Buffer<float> best(plan.slabs * lanes), scratch(scratch_floats * run.threads);
   Buffer<int64_t> code(plan.slabs * lanes);
   Buffer<double> others(plan.slabs * lanes);
   best.fill(-3e38f), code.fill(0), others.fill(0.0);
 
-  visit_items(codes, plan, threads, [&](int64_t worker, int64_t item, int64_t tile, int64_t b, const int32_t* mask) {
+  visit_items(dictionary, plan, run, false,
+              [&](int64_t worker, int64_t item, int64_t tile, int64_t b, const uint32_t* signs) {
     const int64_t lane0 = item * kLanes;
     const Vec before = load(best + lane0);
     OnlineMaxSum state{before, LeveledSum(), code + lane0, b * plan.block, plan.codes_in(b)};
-    SignedTile source{rows.tile(tile), mask};
-    walsh_hadamard(plan.log2_block, source, state, scratch + worker * plan.tile_floats());
+    dictionary.logits(rows.tile(tile), signs, state, scratch + worker * scratch_floats);
     const Vec kept = exp2_nonpositive(before - state.best);
     const Vec sum = state.others.total();
     store(best + lane0, state.best);

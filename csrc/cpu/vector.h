@@ -13,6 +13,11 @@ typedef float Vec __attribute__((vector_size(4 * CPK_LANES)));
 typedef float VecInMemory __attribute__((vector_size(4 * CPK_LANES), may_alias));
 typedef int32_t VecInt __attribute__((vector_size(4 * CPK_LANES)));
 
+// Half as many 64-bit integers; the generator's products need them.
+constexpr int kWideLanes = CPK_LANES / 2;
+typedef uint64_t VecWide __attribute__((vector_size(4 * CPK_LANES)));
+typedef uint32_t VecNarrow __attribute__((vector_size(2 * CPK_LANES)));
+
 #define CPK_INLINE inline __attribute__((always_inline))
 
 CPK_INLINE Vec broadcast(float value) { return value - Vec{}; }
@@ -22,8 +27,22 @@ CPK_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecInMemory*>(p) = v;
 CPK_INLINE VecInt as_int(Vec v) { return (VecInt)v; }
 CPK_INLINE Vec as_float(VecInt v) { return (Vec)v; }
 
+// The 64-bit products of the lower halves of each lane.
+CPK_INLINE VecWide multiply_lower_halves(VecWide a, uint32_t b) {
+  const VecWide both = uint64_t{b} - VecWide{};
+#if defined(__AVX512F__) && CPK_LANES == 16
+  return (VecWide)_mm512_mul_epu32((__m512i)a, (__m512i)both);
+#elif defined(__AVX2__) && CPK_LANES == 8
+  return (VecWide)_mm256_mul_epu32((__m256i)a, (__m256i)both);
+#elif defined(__SSE2__) && CPK_LANES == 4
+  return (VecWide)_mm_mul_epu32((__m128i)a, (__m128i)both);
+#else
+  return (a & 0xffffffffu) * both;
+#endif
+}
+
 // `mask` is 0 or the sign bit in every lane.
-CPK_INLINE Vec flip_sign(Vec v, int32_t mask) { return as_float(as_int(v) ^ broadcast_int(mask)); }
+CPK_INLINE Vec flip_sign(Vec v, uint32_t mask) { return as_float(as_int(v) ^ broadcast_int(int32_t(mask))); }
 
 CPK_INLINE Vec vmax(Vec a, Vec b) {
 #if defined(__AVX512F__) && CPK_LANES == 16

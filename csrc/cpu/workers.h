@@ -1,4 +1,4 @@
-// Threads: how work is shared out, and barriers that behave on a busy machine.
+// Threads: how work is shared out, barriers that behave on a busy machine, and stopping early.
 //
 // No inclusion guard: see vector.h.
 
@@ -38,18 +38,60 @@ class Barrier {
   alignas(64) int64_t generation_ = 0;
 };
 
-// Calls body(worker, workers) on up to `threads` workers. All meet at our barrier before OpenMP's closes the region.
+// Calls body(worker, workers) on up to `threads` workers, worker 0 on the calling thread. All meet at our barrier before
+// OpenMP's closes the region. The thread sanitizer does not understand OpenMP's runtime: its build has threads of its own.
 template <class Body>
 static void in_parallel(int threads, const Body& body) {
   Barrier end;
-  (void)threads;
-#if defined(_OPENMP)
+#if defined(CPK_STD_THREADS)
+  std::vector<std::thread> others;
+  for (int64_t worker = 1; worker < threads; ++worker) others.emplace_back([&, worker] { body(worker, threads); });
+  body(int64_t{0}, int64_t{threads});
+  for (std::thread& other : others) other.join();
+#elif defined(_OPENMP)
 #pragma omp parallel num_threads(threads)
   {
     body(int64_t(omp_get_thread_num()), int64_t(omp_get_num_threads()));
     end.wait(omp_get_num_threads());
   }
 #else
+  (void)threads;
   body(int64_t{0}, int64_t{1});
 #endif
 }
+
+// Asks `run.interrupted` now and then, and lets all workers leave their loops at the same round.
+class Interruption {
+ public:
+  explicit Interruption(const Run& run) : ask_(run.interrupted), asked_(seconds()) {}
+
+  // Whether to leave before round `round`. To be called by every worker at the start of each round; what worker 0 learns
+  // in a round holds from the next one on, so that workers which meet at a barrier in every round leave together.
+  bool before(int64_t worker, int64_t round) {
+    const bool leave = round >= __atomic_load_n(&last_, __ATOMIC_ACQUIRE);
+    if (worker == 0 && !leave && ask_ != nullptr) {
+      const double now = seconds();
+      if (now - asked_ > 0.1) {
+        asked_ = now;
+        if (ask_()) __atomic_store_n(&last_, round + 1, __ATOMIC_RELEASE);
+      }
+    }
+    return leave;
+  }
+
+  // To be called after the parallel region.
+  void throw_if_interrupted() const {
+    if (last_ != INT64_MAX) throw Interrupted();
+  }
+
+ private:
+  static double seconds() {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return double(now.tv_sec) + 1e-9 * double(now.tv_nsec);
+  }
+
+  bool (*const ask_)();
+  double asked_;
+  int64_t last_ = INT64_MAX;
+};

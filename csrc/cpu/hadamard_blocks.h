@@ -1,0 +1,98 @@
+// Products of rows with the codes of a Hadamard dictionary, a block of F codes at a time (cplearn_kernels/dictionary.py).
+//
+// This and SignBlocks are the two kinds of dictionary; everything else is written once, for either. What they share:
+//
+//   block, places, signs    codes of a block; coordinates of a tile, padding included; words that `prepare` writes
+//   flush_blocks            blocks whose sums may be added in float32 before they go into double precision
+//   place(k)                where coordinate k lies in a tile
+//   prepare(b, out, both)   the signs of block b, for `logits` and, if `both`, for `add_codes`
+//   logits(tile, signs, sink, scratch)        sink(r, x[R]): the products of the tile's rows with codes r … r + R - 1
+//   add_codes(source, signs, sum, scratch)    sum[place] += Σ_j source(j) w_j[place]
+//   write_code(code, out, stride, scratch)    out[place * stride] = ±1
+//
+// Sources and sinks are those of walsh_hadamard.h; `scratch` is [max(block, places)][kLanes].
+//
+// No inclusion guard: see vector.h.
+
+// Source of walsh_hadamard: a tile with the block's signs applied.
+struct SignedTile {
+  const float* tile;
+  const uint32_t* mask;
+  CPK_INLINE Vec operator()(int64_t k) const { return flip_sign(load(tile + k * kLanes), mask[k]); }
+  CPK_INLINE void group_done(int64_t) const {}
+};
+
+// Sink of walsh_hadamard: adds the outputs, with the block's signs, to an accumulator of coordinates.
+struct AddSigned {
+  float* sum;
+  const uint32_t* mask;
+  template <int R>
+  CPK_INLINE void operator()(int64_t r, Vec (&x)[R]) {
+#pragma GCC unroll 16
+    for (int q = 0; q < R; ++q) {
+      float* p = sum + (r + q) * kLanes;
+      store(p, load(p) + flip_sign(x[q], mask[r + q]));
+    }
+  }
+};
+
+class HadamardBlocks {
+ public:
+  explicit HadamardBlocks(const Codes& codes)
+      : num_features(codes.num_features),
+        num_codes(codes.num_codes),
+        block(int64_t{1} << codes.log2_block),
+        places(block),
+        signs(block),
+        // Small blocks are flushed one by one: with few features many codes are equal and share a row's mass, and E
+        // cancels against sigma B down to little.
+        flush_blocks(block <= 64 ? 1 : 32),
+        codes_(codes) {}
+
+  const int64_t num_features, num_codes, block, places, signs, flush_blocks;
+
+  int64_t place(int64_t k) const { return codes_.positions[k]; }
+
+  // The sign bit where d_b[k] = -1; places that hold no coordinate get 0. One form serves both directions.
+  void prepare(int64_t b, uint32_t* out, bool = true) const {
+    if (num_features != block) memset(out, 0, sizeof(uint32_t) * size_t(block));
+    for (int64_t k = 0; k < num_features; k += 128) {
+      const PhiloxWords words = sign_words(codes_.seed, kStreamHadamardSigns, uint64_t(b), uint32_t(k / 128));
+      if (num_features == block && block >= 32) {
+        for (int64_t w = 0; w < 4 && k + w * 32 < block; ++w) {
+          for (uint32_t i = 0; i < 32; ++i) out[k + w * 32 + i] = words.word[w] >> i << 31;
+        }
+        continue;
+      }
+      const int64_t stop = smaller(k + 128, num_features);
+      for (int64_t j = k; j < stop; ++j) {
+        out[codes_.positions[j]] = words.word[(j - k) / 32] >> ((j - k) % 32) << 31;
+      }
+    }
+  }
+
+  template <class Sink>
+  void logits(const float* tile, const uint32_t* mask, Sink& sink, float* scratch) const {
+    SignedTile source{tile, mask};
+    walsh_hadamard(codes_.log2_block, source, sink, scratch);
+  }
+
+  template <class Source>
+  void add_codes(Source& source, const uint32_t* mask, float* sum, float* scratch) const {
+    AddSigned sink{sum, mask};
+    walsh_hadamard(codes_.log2_block, source, sink, scratch);
+  }
+
+  void write_code(int64_t code, float* out, int64_t stride, uint32_t* scratch) const {
+    prepare(code / block, scratch);
+    // Row r of the Sylvester matrix, times the signs: (-1)^popcount(place & r).
+    const uint64_t r = uint64_t(code % block);
+    for (int64_t p = 0; p < block; ++p) {
+      const bool negative = (__builtin_parityll(uint64_t(p) & r) != 0) != (scratch[p] != 0);
+      out[p * stride] = negative ? -1.0f : 1.0f;
+    }
+  }
+
+ private:
+  const Codes codes_;
+};

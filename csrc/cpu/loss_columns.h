@@ -1,0 +1,75 @@
+// The columns of the loss's second pass: of each code its mean assignment p̄, its share of the prior, and g, the prior's
+// derivative (docs/mathematics.md).
+//
+// No inclusion guard: see vector.h.
+
+constexpr float kSmallestMean = 1e-37f;  // keeps a logarithm finite where a mean underflows
+
+// Sums of the lanes of kLanes vectors, in order.
+CPK_INLINE Vec sums_of_lanes(Vec (&x)[kLanes]) {
+#if CPK_LANES == 8
+#pragma GCC unroll 3
+  for (int count = 4; count > 0; count /= 2) {
+#pragma GCC unroll 4
+    for (int i = 0; i < count; ++i) {
+      x[i] = __builtin_shufflevector(x[2 * i], x[2 * i + 1], 0, 2, 4, 6, 8, 10, 12, 14) +
+             __builtin_shufflevector(x[2 * i], x[2 * i + 1], 1, 3, 5, 7, 9, 11, 13, 15);
+    }
+  }
+  return x[0];
+#else
+  Vec sums;
+  for (int i = 0; i < kLanes; ++i) sums[i] = sum_lanes(x[i]);
+  return sums;
+#endif
+}
+
+// `tiles` tiles of rows, `stride` floats apart, [code][lane] each.
+struct Columns {
+  int64_t tiles, stride, rows, num_codes;
+  const float* q;  // of these codes; null for the uniform prior
+  float* g;
+  float* column_max;
+
+  // `sum_j p̄_j log(p̄_j / q_j)` over codes begin … end - 1, and g_j = log(p̄_j / q_j).
+  double reverse_kl(const float* p, int64_t begin, int64_t end) const {
+    double prior = 0;
+    for (int64_t j = begin; j < end; j += kLanes) {
+      const int64_t count = smaller(kLanes, end - j);
+      Vec totals[kLanes] = {};
+      for (int64_t i = 0; i < count; ++i) {
+        for (int64_t t = 0; t < tiles; ++t) totals[i] = totals[i] + load(p + t * stride + (j + i) * kLanes);
+      }
+      const Vec mean = sums_of_lanes(totals) / broadcast(float(rows));
+      const Vec positive = vmax(mean, broadcast(kSmallestMean));
+      Vec log_ratio = log2_positive(positive * broadcast(float(num_codes))) * broadcast(float(kLn2));
+      for (int64_t i = 0; i < count; ++i) {
+        if (q != nullptr) log_ratio[i] = float(log(double(positive[i]) / double(q[j + i])));
+        g[j + i] = log_ratio[i];
+        prior += double(mean[i]) * log_ratio[i];
+      }
+    }
+    return prior;
+  }
+
+  // `-sum_j q_j log p̄_j`, and g_j such that `-q_j exp(log p_ij - log p̄_j) = exp2(u_ij - column_max_j) g_j`: never
+  // through 1 / p̄_j, which overflows on aligned codes.
+  double cross_entropy(const float* u, int64_t begin, int64_t end) const {
+    double prior = 0;
+    for (int64_t j = begin; j < end; ++j) {
+      Vec best = load(u + j * kLanes);
+      for (int64_t t = 1; t < tiles; ++t) best = vmax(best, load(u + t * stride + j * kLanes));
+      const float top = max_lanes(best);
+      Vec total = broadcast(0.0f);
+      for (int64_t t = 0; t < tiles; ++t) {
+        total = total + exp2_nonpositive(load(u + t * stride + j * kLanes) - broadcast(top));
+      }
+      const double sum = sum_lanes(total);
+      const double probability = q != nullptr ? double(q[j]) : 1.0 / double(num_codes);
+      column_max[j] = top;
+      g[j] = float(-probability * double(rows) / sum);
+      prior -= probability * (kLn2 * (top + log2(sum)) - log(double(rows)));
+    }
+    return prior;
+  }
+};
