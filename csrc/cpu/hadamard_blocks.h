@@ -7,7 +7,7 @@
 //   place(k)                where coordinate k lies in a tile
 //   prepare(b, out, both)   the signs of block b, for `logits` and, if `both`, for `add_codes`
 //   logits(tile, signs, sink, scratch)        sink(r, x[R]): the products of the tile's rows with codes r … r + R - 1
-//   add_codes(source, signs, sum, scratch)    sum[place] += Σ_j source(j) w_j[place]
+//   add_codes(source, signs, sum, scratch)    sum[place] += Σ_j source(j) w_j[place]; returns Σ_j source(j)
 //   write_code(code, out, stride, scratch)    out[place * stride] = ±1
 //
 // Sources and sinks are those of walsh_hadamard.h; `scratch` is [max(block, places)][kLanes].
@@ -22,12 +22,15 @@ struct SignedTile {
   CPK_INLINE void group_done(int64_t) const {}
 };
 
-// Sink of walsh_hadamard: adds the outputs, with the block's signs, to an accumulator of coordinates.
+// Sink of walsh_hadamard: adds the outputs, with the block's signs, to an accumulator of coordinates. The first output
+// is the sum of all inputs.
 struct AddSigned {
   float* sum;
   const uint32_t* mask;
+  Vec total;
   template <int R>
   CPK_INLINE void operator()(int64_t r, Vec (&x)[R]) {
+    if (r == 0) total = x[0];
 #pragma GCC unroll 16
     for (int q = 0; q < R; ++q) {
       float* p = sum + (r + q) * kLanes;
@@ -78,9 +81,10 @@ class HadamardBlocks {
   }
 
   template <class Source>
-  void add_codes(Source& source, const uint32_t* mask, float* sum, float* scratch) const {
-    AddSigned sink{sum, mask};
+  Vec add_codes(Source& source, const uint32_t* mask, float* sum, float* scratch) const {
+    AddSigned sink{sum, mask, broadcast(0.0f)};
     walsh_hadamard(codes_.log2_block, source, sink, scratch);
+    return sink.total;
   }
 
   void write_code(int64_t code, float* out, int64_t stride, uint32_t* scratch) const {

@@ -6,10 +6,12 @@
 template <class T>
 class Buffer {
  public:
-  explicit Buffer(int64_t count) : count_(count) {
-    data_ = static_cast<T*>(take_memory(sizeof(T) * size_t(count), size_));
+  // Arrays that are walked together begin at different `line`s (of 64 bytes), see padded().
+  explicit Buffer(int64_t count, int line = 0) : count_(count) {
+    memory_ = take_memory(sizeof(T) * size_t(count) + 64 * size_t(line), size_);
+    data_ = reinterpret_cast<T*>(static_cast<char*>(memory_) + 64 * line);
   }
-  ~Buffer() { give_back_memory(data_, size_); }
+  ~Buffer() { give_back_memory(memory_, size_); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   T* operator+(int64_t offset) const { return data_ + offset; }
@@ -21,8 +23,13 @@ class Buffer {
  private:
   int64_t count_;
   size_t size_;
+  void* memory_;
   T* data_;
 };
+
+// The distance between arrays of `floats` floats, a power of two, that are walked together. At that very distance all
+// would compete for the same few lines of every cache: the padding made forward and gradient a fifth faster.
+static inline int64_t padded(int64_t floats) { return floats + 32; }
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -65,7 +72,7 @@ struct Schedule {
 // places that the dictionary's products expect. The tiles of the second batch follow those of the first. Rows that only
 // pad a batch's last tile, and places that hold no coordinate, are zero.
 struct Tiles {
-  int64_t rows, per_batch, count, places;
+  int64_t rows, per_batch, count, stride;
   Buffer<float> data;
 
   template <class Blocks>
@@ -73,12 +80,12 @@ struct Tiles {
       : rows(batches[0].rows),
         per_batch(divide_up(rows, kLanes)),
         count(num_batches * per_batch),
-        places(dictionary.places),
-        data(count * places * kLanes) {
+        stride(padded(dictionary.places * kLanes)),
+        data(count * stride, 11) {
     const int64_t features = dictionary.num_features;
-    if (places != features || rows % kLanes != 0) data.fill(0.0f);
+    if (dictionary.places != features || rows % kLanes != 0) data.fill(0.0f);
     // Sums of so many such values stay finite; anything larger is clamped, so that finite inputs give finite results.
-    const double limit = 1e30 / double(places);
+    const double limit = 1e30 / double(dictionary.places);
     in_parallel(threads, [&](int64_t worker, int64_t workers) {
       const Share mine(count, worker, workers);
       for (int64_t t = mine.begin; t < mine.end; ++t) {
@@ -95,7 +102,7 @@ struct Tiles {
     });
   }
 
-  float* tile(int64_t t) const { return data + t * places * kLanes; }
+  float* tile(int64_t t) const { return data + t * stride; }
   // Whether lane `i`, counted over all tiles, holds no row.
   bool is_padding(int64_t i) const { return i % (per_batch * kLanes) >= rows; }
   // The lane, counted over all tiles, of a batch's row.

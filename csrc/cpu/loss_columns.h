@@ -5,8 +5,8 @@
 
 constexpr float kSmallestMean = 1e-37f;  // keeps a logarithm finite where a mean underflows
 
-// Sums of the lanes of kLanes vectors, in order.
-CPK_INLINE Vec sums_of_lanes(Vec (&x)[kLanes]) {
+// Sums of the lanes of kLanes vectors, in order. The vectors are overwritten.
+CPK_INLINE Vec sums_of_lanes(Vec* x) {
 #if CPK_LANES == 8
 #pragma GCC unroll 3
   for (int count = 4; count > 0; count /= 2) {
@@ -24,6 +24,9 @@ CPK_INLINE Vec sums_of_lanes(Vec (&x)[kLanes]) {
 #endif
 }
 
+// Columns are cut into units of this many codes; at most that many are summed in one call below. A multiple of kLanes.
+constexpr int64_t kColumnUnit = 64;
+
 // `tiles` tiles of rows, `stride` floats apart, [code][lane] each.
 struct Columns {
   int64_t tiles, stride, rows, num_codes;
@@ -34,13 +37,15 @@ struct Columns {
   // `sum_j p̄_j log(p̄_j / q_j)` over codes begin … end - 1, and g_j = log(p̄_j / q_j).
   double reverse_kl(const float* p, int64_t begin, int64_t end) const {
     double prior = 0;
+    // A tile at a time: one stream of memory after the other.
+    Vec totals[kColumnUnit] = {};
+    for (int64_t t = 0; t < tiles; ++t) {
+      const float* from = p + t * stride + begin * kLanes;
+      for (int64_t i = 0; i < end - begin; ++i) totals[i] = totals[i] + load(from + i * kLanes);
+    }
     for (int64_t j = begin; j < end; j += kLanes) {
       const int64_t count = smaller(kLanes, end - j);
-      Vec totals[kLanes] = {};
-      for (int64_t i = 0; i < count; ++i) {
-        for (int64_t t = 0; t < tiles; ++t) totals[i] = totals[i] + load(p + t * stride + (j + i) * kLanes);
-      }
-      const Vec mean = sums_of_lanes(totals) / broadcast(float(rows));
+      const Vec mean = sums_of_lanes(totals + (j - begin)) / broadcast(float(rows));
       const Vec positive = vmax(mean, broadcast(kSmallestMean));
       Vec log_ratio = log2_positive(positive * broadcast(float(num_codes))) * broadcast(float(kLn2));
       for (int64_t i = 0; i < count; ++i) {
@@ -68,7 +73,7 @@ struct Columns {
       const double probability = q != nullptr ? double(q[j]) : 1.0 / double(num_codes);
       column_max[j] = top;
       g[j] = float(-probability * double(rows) / sum);
-      prior -= probability * (kLn2 * (top + log2(sum)) - log(double(rows)));
+      prior -= probability * (kLn2 * (top + log2(sum)) - log(double(rows)) - log(double(num_codes)));
     }
     return prior;
   }

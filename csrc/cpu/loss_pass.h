@@ -20,22 +20,23 @@ class LossPass {
         run_(run),
         plan_(dictionary, rows.per_batch),
         tile_(plan_.block * kLanes),
-        group_(plan_.group * tile_),
+        group_(padded(plan_.group * tile_)),
         group_codes_(plan_.group * plan_.block),
         units_(divide_up(group_codes_, kColumnUnit)),
         places_(dictionary.places * kLanes),
-        scratch_floats_(larger(tile_, places_)),
+        sums_floats_(padded(places_)),
+        scratch_floats_(padded(larger(tile_, places_))),
         p_(2 * plan_.items() * group_),
-        u_(2 * plan_.items() * group_),
+        u_(2 * plan_.items() * group_, 3),
         g_(2 * plan_.slabs * group_codes_),
         column_max_(2 * plan_.slabs * group_codes_),
         signs_(2 * plan_.slabs * plan_.group * dictionary.signs),
-        scratch_(2 * run.threads * scratch_floats_),
-        expected_(request.need_grad ? 2 * plan_.items() * places_ : 0),
-        pull_(request.need_grad ? 2 * plan_.items() * places_ : 0),
+        scratch_(2 * run.threads * scratch_floats_, 5),
+        expected_(request.need_grad ? 2 * plan_.items() * sums_floats_ : 0, 7),
+        pull_(request.need_grad ? 2 * plan_.items() * sums_floats_ : 0, 9),
         flushes_(request.need_grad && plan_.slab_blocks > dictionary.flush_blocks),
-        flushed_expected_(flushes_ ? 2 * plan_.items() * places_ : 0),
-        flushed_pull_(flushes_ ? 2 * plan_.items() * places_ : 0),
+        flushed_expected_(flushes_ ? 2 * plan_.items() * sums_floats_ : 0),
+        flushed_pull_(flushes_ ? 2 * plan_.items() * sums_floats_ : 0),
         mass_(2 * plan_.items() * kLanes),
         weight_sum_(2 * plan_.items() * kLanes),
         agreement_(2 * plan_.items() * kLanes),
@@ -67,15 +68,13 @@ class LossPass {
   }
 
  private:
-  static constexpr int64_t kColumnUnit = 64;
-
   // Two scratch arrays of a worker, one after the other.
   float* scratch(int64_t worker) const { return scratch_ + 2 * worker * scratch_floats_; }
   // Signs of two rounds are kept: the next round's are made while this round's are still in use.
   uint32_t* signs(int64_t round, int64_t slab, int64_t b) const {
     return signs_ + ((round % 2 * plan_.slabs + slab) * plan_.group + b) * dictionary_.signs;
   }
-  // Arrays of one view of an item: p, u (`size` = a group) and the accumulators (`size` = the places of a tile).
+  // Arrays of one view of an item: p, u (`size` = group_) and the sums (`size` = sums_floats_).
   int64_t at(int view, int64_t item, int64_t size) const { return (view * plan_.items() + item) * size; }
   int64_t columns_at(int view, int64_t slab) const { return (view * plan_.slabs + slab) * group_codes_; }
 
@@ -95,7 +94,7 @@ class LossPass {
       for (int64_t b = 0; b < plan_.blocks_in(slab, round); ++b) {
         float* const u = u_ + (at(view, item, group_) + b * tile_);
         StoreProbabilities sink{load(sums_.best + row_tile * kLanes), load(sums_.inverse_sum + row_tile * kLanes),
-                                load(sums_.log2_sum + row_tile * kLanes), p_ + (at(view, item, group_) + b * tile_), u,
+                                load(sums_.log2_mean + row_tile * kLanes), p_ + (at(view, item, group_) + b * tile_), u,
                                 plan_.codes_in(plan_.first_block(slab, round) + b)};
         dictionary_.logits(rows_.tile(row_tile), signs(round, slab, b), sink, u);
       }
@@ -149,21 +148,22 @@ class LossPass {
                                         column_max_ + columns,
                                         broadcast(float(request_.beta * kLn2))};
         if (request_.need_grad) {
-          dictionary_.add_codes(weights, signs(round, slab, b), pull_ + at(view, item, places_), scratch);
+          const uint32_t* const codes = signs(round, slab, b);
           PlainTile plain{p};
-          dictionary_.add_codes(plain, signs(round, slab, b), expected_ + at(view, item, places_), p);
+          add(dictionary_.add_codes(weights, codes, pull_ + at(view, item, sums_floats_), scratch),
+              weight_sum_ + at(view, item, kLanes));
+          add(dictionary_.add_codes(plain, codes, expected_ + at(view, item, sums_floats_), p),
+              mass_ + at(view, item, kLanes));
         } else {
           for (int64_t k = 0; k < plan_.block; ++k) {
             weights(k);
             if (k % 8 == 7) weights.group_done(k / 8);
           }
         }
-        add(weights.mass.total(), mass_ + at(view, item, kLanes));
-        add(weights.weight_sum.total(), weight_sum_ + at(view, item, kLanes));
         add(weights.agreement.total(), agreement_ + at(view, item, kLanes));
         if (flushes_ && (round * plan_.group + b + 1) % dictionary_.flush_blocks == 0) {
-          flush(expected_ + at(view, item, places_), flushed_expected_ + at(view, item, places_));
-          flush(pull_ + at(view, item, places_), flushed_pull_ + at(view, item, places_));
+          flush(expected_ + at(view, item, sums_floats_), flushed_expected_ + at(view, item, sums_floats_));
+          flush(pull_ + at(view, item, sums_floats_), flushed_pull_ + at(view, item, sums_floats_));
         }
       }
     }
@@ -186,7 +186,7 @@ class LossPass {
   }
 
   void finish(LossResult& result) {
-    double agreement = 0, prior = 0;  // sum_j p_ij u'_ij in natural units, the best code included
+    double agreement = 0, prior = 0;  // sum_j p_ij log(c p'_ij), the best code included
     for (int view = 0; view < 2; ++view) {
       for (int64_t row = 0; row < rows_.rows; ++row) {
         const int64_t lane = rows_.lane_of(view, row);
@@ -194,7 +194,7 @@ class LossPass {
       }
     }
     for (int64_t i = 0; i < 2 * plan_.slabs * units_; ++i) prior += prior_[i];
-    result.invariance = -agreement / double(2 * rows_.rows);
+    result.invariance = log(double(plan_.num_codes)) - agreement / double(2 * rows_.rows);
     result.prior = prior / 2;
     if (!request_.need_grad) return;
     Buffer<uint32_t> code_signs(run_.threads * dictionary_.signs);
@@ -266,7 +266,7 @@ class LossPass {
                       double (&sum)[kLanes]) const {
     for (int lane = 0; lane < kLanes; ++lane) sum[lane] = 0;
     for (int64_t s = 0; s < plan_.slabs; ++s) {
-      const int64_t from = at(view, s * plan_.tiles + tile, places_) + i;
+      const int64_t from = at(view, s * plan_.tiles + tile, sums_floats_) + i;
       for (int lane = 0; lane < kLanes; ++lane) sum[lane] += recent[from + lane];
       if (!flushes_) continue;
       for (int lane = 0; lane < kLanes; ++lane) sum[lane] += flushed[from + lane];
@@ -279,7 +279,7 @@ class LossPass {
   const LossRequest& request_;
   const Run& run_;
   const Schedule plan_;
-  const int64_t tile_, group_, group_codes_, units_, places_, scratch_floats_;
+  const int64_t tile_, group_, group_codes_, units_, places_, sums_floats_, scratch_floats_;
   Buffer<float> p_, u_, g_, column_max_;
   Buffer<uint32_t> signs_;
   Buffer<float> scratch_, expected_, pull_;

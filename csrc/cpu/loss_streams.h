@@ -2,9 +2,10 @@
 //
 // No inclusion guard: see vector.h.
 
-// Sink of walsh_hadamard: probabilities p and their centred logarithms u = log2 p of one tile.
+// Sink of walsh_hadamard: probabilities p and u = log2(c p) of one tile. Of log p itself, about -log c everywhere while p is
+// near uniform, float32 would keep too few digits.
 struct StoreProbabilities {
-  Vec best, inverse_sum, log2_sum;
+  Vec best, inverse_sum, log2_mean;
   float* p;
   float* u;
   int64_t limit;  // codes of this block that exist; the others get p = u = 0
@@ -15,14 +16,14 @@ struct StoreProbabilities {
     for (int q = 0; q < R; ++q) {
       const bool exists = r + q < limit;
       const Vec lead = x[q] - best;
-      store(u + (r + q) * kLanes, exists ? lead - log2_sum : broadcast(0.0f));
+      store(u + (r + q) * kLanes, exists ? lead - log2_mean : broadcast(0.0f));
       store(p + (r + q) * kLanes, exists ? exp2_nonpositive(lead) * inverse_sum : broadcast(0.0f));
     }
   }
 };
 
-// Source of walsh_hadamard: the weights `p_ij g_j - beta p_ij u'_ij` of E, u' the partner's; sums of p, of the weights
-// (sigma - beta t) and of p u' (t) on the way. Under cross entropy the first product is
+// Source of walsh_hadamard: the weights `p_ij g_j - beta p_ij u'_ij` of E, u' the partner's; the sum of p u' (t) on the
+// way. Under cross entropy the first product is
 // `exp2(u - column maximum) * g_j`, with g_j scaled to match. A row's best code, which carries p = -0, weighs nothing.
 template <Prior kPrior>
 struct GradientWeights {
@@ -32,12 +33,11 @@ struct GradientWeights {
   const float* g;
   const float* column_max;
   Vec beta_ln2;
-  LeveledSum mass, weight_sum, agreement;
+  LeveledSum agreement;
 
   CPK_INLINE Vec operator()(int64_t k) {
     const Vec pk = load(p + k * kLanes);
     Vec share = pk;
-    mass.add(pk);
     if (kPrior == Prior::kCrossEntropy) {
       share = exp2_nonpositive(load(u + k * kLanes) - broadcast(column_max[k]));
       share = as_float(as_int(share) & ~(as_int(pk) >> 31));
@@ -45,10 +45,9 @@ struct GradientWeights {
     const Vec cross = pk * load(partner_u + k * kLanes);
     const Vec weight = share * broadcast(g[k]) - beta_ln2 * cross;
     agreement.add(cross);
-    weight_sum.add(weight);
     return weight;
   }
-  CPK_INLINE void group_done(int64_t i) { mass.group_done(i), weight_sum.group_done(i), agreement.group_done(i); }
+  CPK_INLINE void group_done(int64_t i) { agreement.group_done(i); }
 };
 
 // Source of walsh_hadamard: a plain array.

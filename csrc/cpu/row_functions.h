@@ -102,7 +102,7 @@ struct WeightPerEntry {
   };
 };
 
-// Source of walsh_hadamard: p_ij (v_ij - v of the row's best code), summing it on the way.
+// Source of walsh_hadamard: p_ij (v_ij - v of the row's best code).
 template <class Weights>
 struct CentredWeights {
   const float* p;
@@ -110,14 +110,11 @@ struct CentredWeights {
   const float* products;
   int64_t first_code, limit;
   Vec centre;
-  LeveledSum sum;
   CPK_INLINE Vec operator()(int64_t k) {
     if (k >= limit) return broadcast(0.0f);
-    const Vec weighted = load(p + k * kLanes) * (weights(products, first_code, k) - centre);
-    sum.add(weighted);
-    return weighted;
+    return load(p + k * kLanes) * (weights(products, first_code, k) - centre);
   }
-  CPK_INLINE void group_done(int64_t i) { sum.group_done(i); }
+  CPK_INLINE void group_done(int64_t) const {}
 };
 
 // Without weights `out_i = sum_j p_ij w_j`, the expected code B_i. With weights
@@ -149,8 +146,9 @@ static void sum_codes(const Blocks& dictionary, const Tiles& rows, const RowSums
     dictionary.logits(rows.tile(t), signs, sink, my_scratch);
     const auto add_codes = [&](auto& source, double* into) {
       memset(my_recent, 0, sizeof(float) * size_t(places));
-      dictionary.add_codes(source, signs, my_recent, my_scratch);
+      const Vec sum = dictionary.add_codes(source, signs, my_recent, my_scratch);
       for (int64_t i = 0; i < places; ++i) into[i] += my_recent[i];
+      return sum;
     };
     PlainTile plain{my_p};
     add_codes(plain, total + item * places);
@@ -158,9 +156,8 @@ static void sum_codes(const Blocks& dictionary, const Tiles& rows, const RowSums
       float* my_products = products + worker * block_floats;
       weights.prepare(dictionary, t, signs, my_products);
       CentredWeights<Weights> source{my_p, weights, my_products, b * plan.block, plan.codes_in(b),
-                                     load(centre + t * kLanes), LeveledSum()};
-      add_codes(source, weighted + item * places);
-      const Vec sum = source.sum.total();
+                                     load(centre + t * kLanes)};
+      const Vec sum = add_codes(source, weighted + item * places);
       for (int lane = 0; lane < kLanes; ++lane) weight[item * kLanes + lane] += sum[lane];
     }
   });

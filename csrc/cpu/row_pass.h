@@ -54,13 +54,13 @@ struct OnlineMaxSum {
 };
 
 // What pass 1 leaves for every lane of every tile, in log2 units: the best logit, its code, the sum over the others
-// (its mass is 1), 1 / sum and log2(sum) over all. Lanes that only pad a tile get inverse_sum = 0 and a huge log2_sum:
+// (its mass is 1), 1 / sum and log2(sum / c) over all. Lanes that only pad a tile get inverse_sum = 0 and a huge log2_mean:
 // their probabilities are 0 and no column maximum is theirs.
 struct RowSums {
-  Buffer<float> best, inverse_sum, log2_sum;
+  Buffer<float> best, inverse_sum, log2_mean;
   Buffer<int64_t> code;
   Buffer<double> others;
-  explicit RowSums(int64_t lanes) : best(lanes), inverse_sum(lanes), log2_sum(lanes), code(lanes), others(lanes) {}
+  explicit RowSums(int64_t lanes) : best(lanes), inverse_sum(lanes), log2_mean(lanes), code(lanes), others(lanes) {}
 };
 
 // Calls visit(worker, item, tile, block, signs) for every block of every item, each item by one thread in ascending
@@ -89,7 +89,7 @@ static void visit_items(const Blocks& dictionary, const Schedule& plan, const Ru
 template <class Blocks>
 static void row_pass(const Blocks& dictionary, const Tiles& rows, const Run& run, const RowSums& result) {
   const Schedule plan(dictionary, rows.count);
-  const int64_t lanes = rows.count * kLanes, scratch_floats = larger(plan.block, dictionary.places) * kLanes;
+  const int64_t lanes = rows.count * kLanes, scratch_floats = padded(larger(plan.block, dictionary.places) * kLanes);
   Buffer<float> best(plan.slabs * lanes), scratch(scratch_floats * run.threads);
   Buffer<int64_t> code(plan.slabs * lanes);
   Buffer<double> others(plan.slabs * lanes);
@@ -121,6 +121,6 @@ static void row_pass(const Blocks& dictionary, const Tiles& rows, const Run& run
     result.code[i] = code[winner];
     result.others[i] = sum;
     result.inverse_sum[i] = padding ? 0.0f : float(1 / (1 + sum));
-    result.log2_sum[i] = padding ? 1e37f : float(log1p(sum) * kLog2E);
+    result.log2_mean[i] = padding ? 1e37f : float((log1p(sum) - log(double(dictionary.num_codes))) * kLog2E);
   }
 }

@@ -122,19 +122,26 @@ class SignBlocks {
   }
 
   template <class Source>
-  void add_codes(Source& source, const uint32_t* words, float* sum, float*) const {
+  Vec add_codes(Source& source, const uint32_t* words, float* sum, float*) const {
+    LeveledSum total;
     alignas(64) float tables[kTableFloats];
     alignas(64) float weights[32 * kLanes];
     const uint32_t* transposed = words + block * words_;
     for (int64_t j = 0; j < block; j += 32) {
       for (int64_t i = 0; i < 32; i += 8) {
 #pragma GCC unroll 8
-        for (int64_t q = 0; q < 8; ++q) store(weights + (i + q) * kLanes, source(j + i + q));
+        for (int64_t q = 0; q < 8; ++q) {
+          const Vec value = source(j + i + q);
+          store(weights + (i + q) * kLanes, value);
+          total.add(value);
+        }
         source.group_done((j + i) / 8);
+        total.group_done((j + i) / 8);
       }
       make_tables(weights, tables);
       look_up<false>(tables, transposed + j / 32 * places, places, sum);
     }
+    return total.total();
   }
 
   void write_code(int64_t code, float* out, int64_t stride, uint32_t*) const {
