@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.formulas import authors_loss, tidy_loss
-from bench.rows import COLUMN_TITLES, LIBRARY, Row
+from bench.rows import COLUMN_TITLES, FORMULAS, LIBRARY, ONE_THREAD, Row
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -25,10 +25,11 @@ class Problem:
     def __init__(self, row: Row, seed: int = 0) -> None:
         import cplearn_kernels as cpk
 
-        if row.dictionary != "hadamard":
-            raise ValueError(f"row {row.name}: dictionary {row.dictionary!r}; expected 'hadamard'")
+        kinds = {"hadamard": cpk.HadamardDictionary, "rademacher": cpk.RademacherDictionary}
+        if row.dictionary not in kinds:
+            raise ValueError(f"row {row.name}: dictionary {row.dictionary!r}; expected one of {', '.join(kinds)}")
         self.row = row
-        self.dictionary = cpk.HadamardDictionary(num_features=row.num_features, num_codes=row.num_codes, seed=seed)
+        self.dictionary = kinds[row.dictionary](num_features=row.num_features, num_codes=row.num_codes, seed=seed)
         self.temperature = cpk.default_temperature(row.num_features, row.num_codes, embedding="l2")
         generator = torch.Generator().manual_seed(seed)
         first = torch.randn(row.n, row.num_features, generator=generator)
@@ -38,12 +39,12 @@ class Problem:
 
     @cached_property
     def weight(self) -> Tensor:
-        """The dictionary as a dense float32 matrix, (f, c): what every column but the library holds."""
+        """The dictionary as a dense float32 matrix, (f, c): what the formulas hold."""
         return self.dictionary.to_dense().contiguous()
 
     def codes_bytes(self, column: str) -> int:
         """Bytes that the codes themselves occupy for `column` before the call."""
-        return 0 if column == LIBRARY else self.weight.numel() * self.weight.element_size()
+        return 0 if column not in FORMULAS else self.weight.numel() * self.weight.element_size()
 
 
 def build_loss(column: str, problem: Problem, backend: str) -> Loss:
@@ -58,6 +59,19 @@ def build_loss(column: str, problem: Problem, backend: str) -> Loss:
 
         dictionary = problem.dictionary
         return lambda h1, h2: cplearn_loss(h1, h2, dictionary, temperature=temperature, backend=backend)
+    if column == ONE_THREAD:
+        library = build_loss(LIBRARY, problem, backend)
+
+        def on_one_thread(h1: Tensor, h2: Tensor) -> Tensor:
+            # The gradient is made in the forward, so the threads of the backward do not matter.
+            before = torch.get_num_threads()
+            torch.set_num_threads(1)
+            try:
+                return library(h1, h2)
+            finally:
+                torch.set_num_threads(before)
+
+        return on_one_thread
     if column not in COLUMN_TITLES:
         raise ValueError(f"unknown column {column!r}; expected one of {', '.join(COLUMN_TITLES)}")
     formula = authors_loss if column == "eager" else tidy_loss

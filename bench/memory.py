@@ -114,7 +114,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--n", type=int, default=64, help="rows per view (default: 64)")
     parser.add_argument("--num-features", type=int, default=128, help="length of an embedding (default: 128)")
     parser.add_argument("--num-codes", type=int, default=1 << 14, help="number of codes (default: 16384)")
-    parser.add_argument("--dictionary", default="hadamard", choices=["hadamard"], help="kind of dictionary")
+    parser.add_argument("--dictionary", default="hadamard", choices=["hadamard", "rademacher"],
+                        help="kind of dictionary")
     given = parser.parse_args(arguments)
 
     import torch

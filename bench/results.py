@@ -1,6 +1,6 @@
 """The JSON that a benchmark run leaves behind: how it is built, checked, written and read.
 
-    {"schema": 1, "benchmark": "cplearn_loss",
+    {"schema": 2, "benchmark": "cplearn_loss",
      "machine":  what `bench.machine.describe` returns,
      "settings": {"backend", "rounds", "full"},
      "rows": [{"name", "dictionary", "n", "num_features", "num_codes",
@@ -26,7 +26,7 @@ from bench.machine import slug
 from bench.rows import COLUMN_TITLES, LIBRARY, Row
 from bench.timing import ratios, spread
 
-SCHEMA = 1
+SCHEMA = 2
 RESULTS = Path(__file__).resolve().parent / "results"
 
 _ROW_KEYS = {"name": str, "dictionary": str, "n": int, "num_features": int, "num_codes": int, "columns": dict,

@@ -9,13 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 LIBRARY = "library"
+ONE_THREAD = "one_thread"
 COLUMN_TITLES = {
     LIBRARY: "cplearn-kernels",
+    ONE_THREAD: "cplearn-kernels, one thread",
     "eager": "authors' formula, eager",
     "tidy": "tidy formula, eager",
     "compiled": "tidy formula, torch.compile",
 }
 ALL_COLUMNS = tuple(COLUMN_TITLES)
+# The formulas in PyTorch, which hold the whole dictionary.
+FORMULAS = ("eager", "tidy", "compiled")
 
 # One megabyte, as in the bars: a million bytes, not 2**20.
 MEGABYTE = 1_000_000
@@ -30,12 +34,28 @@ class Bar:
 
 
 @dataclass(frozen=True)
+class RateBar:
+    """The library must process at least this many logits per second, forward + backward."""
+
+    at_least: float
+
+
+@dataclass(frozen=True)
 class MemoryBar:
-    """The library's peak on `row` may exceed its peak on `baseline` by less than `below_megabytes`."""
+    """The library's peak on `row` may exceed its peak on `baseline` (None: what the process held before the call, inputs
+    included) by less than `below_megabytes`."""
 
     row: str
-    baseline: str
+    baseline: str | None
     below_megabytes: float
+
+
+@dataclass(frozen=True)
+class LinearBar:
+    """The library's time per code on each of `rows` may differ from that of the last by at most the fraction `within`."""
+
+    rows: tuple[str, ...]
+    within: float
 
 
 @dataclass(frozen=True)
@@ -47,16 +67,16 @@ class Row:
         num_features: f, the length of an embedding.
         num_codes: c, the number of codes.
         columns: names from `COLUMN_TITLES`; the library always comes first.
-        bars: speed bars, each against one of `columns`.
-        dictionary: which dictionary holds the codes; only "hadamard" so far.
+        bars: speed bars, each against one of `columns`, and at most one `RateBar`.
+        dictionary: which dictionary holds the codes: "hadamard" or "rademacher".
         full_only: measured only under `--benchmark-full`.
     """
 
     n: int
     num_features: int
     num_codes: int
-    columns: tuple[str, ...] = ALL_COLUMNS
-    bars: tuple[Bar, ...] = ()
+    columns: tuple[str, ...] = (LIBRARY, *FORMULAS)
+    bars: tuple[Bar | RateBar, ...] = ()
     dictionary: str = "hadamard"
     full_only: bool = False
 
@@ -72,29 +92,41 @@ class Row:
 
     def shrunk(self) -> Row:
         """The same row small enough for the check without `--benchmark`: f stays, n and c shrink to odd sizes."""
-        return replace(self, n=(self.n >> 3) + 3, num_codes=max(self.num_codes >> 6, 100) + 1)
+        num_codes = min(max(self.num_codes >> 6, 100), (1 << 14) + (self.num_codes >> 12))
+        return replace(self, n=(self.n >> 3) + 3, num_codes=num_codes + 1)
 
 
 ROWS = (
     Row(64, 2048, 1 << 14, bars=(Bar("eager", 25.0),)),
-    Row(64, 128, 1 << 14, bars=(Bar("eager", 12.0),)),
+    Row(64, 2048, 1 << 16, columns=ALL_COLUMNS,
+        bars=(Bar("eager", 80.0), Bar("compiled", 60.0), RateBar(0.9e9), Bar(ONE_THREAD, 1.8))),
+    Row(64, 128, 1 << 14, bars=(Bar("eager", 25.0), Bar("compiled", 6.0))),
     Row(256, 128, 1 << 14),
+    Row(256, 128, 1 << 17, columns=ALL_COLUMNS,
+        bars=(Bar("eager", 80.0), Bar("compiled", 12.0), RateBar(1.2e9), Bar(ONE_THREAD, 1.8))),
+    # The smallest useful call: overhead is most of it.
+    Row(64, 128, 1 << 10, bars=(Bar("tidy", 1.0),)),
+    Row(64, 2048, 1 << 16, columns=(LIBRARY, "tidy"), bars=(Bar("tidy", 1.0),), dictionary="rademacher"),
+    Row(64, 128, 1 << 16, columns=(LIBRARY, "tidy"), bars=(Bar("tidy", 1.5),), dictionary="rademacher"),
+    # Time and memory against c. W alone would take 8.6 GB (f=128) at c = 2**24, so these rows hold the library only.
     Row(64, 128, 1 << 16),
-    # Time and memory against c. W alone would take 0.5 GB (f=128) and 8.6 GB (f=2048) at c = 2**20, so the last rows
-    # hold the library only.
-    Row(64, 128, 1 << 15, columns=(LIBRARY,)),
-    Row(64, 128, 1 << 17, columns=(LIBRARY,)),
     Row(64, 128, 1 << 18, columns=(LIBRARY,)),
-    Row(64, 128, 1 << 19, columns=(LIBRARY,)),
     Row(64, 128, 1 << 20, columns=(LIBRARY,)),
-    Row(64, 2048, 1 << 17, columns=(LIBRARY,)),
+    Row(64, 128, 1 << 22, columns=(LIBRARY,)),
+    Row(64, 128, 1 << 24, columns=(LIBRARY,)),
     Row(64, 2048, 1 << 20, columns=(LIBRARY,)),
-    # Minutes each in the other columns.
-    Row(64, 2048, 1 << 16, full_only=True),
-    Row(256, 128, 1 << 17, full_only=True),
+    Row(64, 128, 1 << 20, columns=(LIBRARY,), dictionary="rademacher"),
+    # Minutes.
+    Row(64, 128, 1 << 26, columns=(LIBRARY,), full_only=True),
 )
 
-MEMORY_BARS = (MemoryBar("hadamard-n64-f2048-c1048576", "hadamard-n64-f2048-c16384", 200.0),)
+MEMORY_BARS = (
+    MemoryBar("hadamard-n64-f2048-c1048576", "hadamard-n64-f2048-c16384", 200.0),
+    MemoryBar("hadamard-n64-f128-c1048576", None, 32.0),
+    MemoryBar("hadamard-n64-f128-c16777216", None, 32.0),
+)
+
+LINEAR_BARS = (LinearBar(tuple(f"hadamard-n64-f128-c{1 << log2}" for log2 in range(14, 25, 2)), 0.10),)
 
 
 def row_named(name: str) -> Row:

@@ -11,6 +11,7 @@ from bench.results import ResultsError, load
 from bench.rows import COLUMN_TITLES, LIBRARY, MEGABYTE
 
 Record = Mapping[str, Any]
+_SIZE = ("dictionary", "n", "f", "c")
 _HEADINGS = {"forward_backward": "forward + backward", "forward": "forward only"}
 
 
@@ -45,7 +46,7 @@ def megabytes(count: int) -> str:
 def time_rows(record: Record, what: str) -> list[list[str]]:
     """A heading and one line per measured row: median time (min..max) per column and the library's rate."""
     columns = _columns(record)
-    lines = [["n", "f", "c", *(COLUMN_TITLES[name] for name in columns), "logits/s"]]
+    lines = [[*_SIZE, *(COLUMN_TITLES[name] for name in columns), "logits/s"]]
     for row in record["rows"]:
         parts = [row["columns"].get(name, {}) for name in columns]
         if not any(what in part for part in parts):
@@ -59,7 +60,7 @@ def time_rows(record: Record, what: str) -> list[list[str]]:
 def ratio_rows(record: Record, what: str) -> list[list[str]]:
     """How many times as long as the library each column took: median of the rounds' ratios (min..max)."""
     columns = [name for name in _columns(record) if name != LIBRARY]
-    lines = [["n", "f", "c", *(f"{COLUMN_TITLES[name]} / library" for name in columns)]]
+    lines = [[*_SIZE, *(f"{COLUMN_TITLES[name]} / library" for name in columns)]]
     for row in record["rows"]:
         cells = [row["ratios"].get(name, {}).get(what) for name in columns]
         if any(cells):
@@ -71,7 +72,7 @@ def ratio_rows(record: Record, what: str) -> list[list[str]]:
 def memory_rows(record: Record) -> list[list[str]]:
     """Peak memory of a call above its inputs; for the formulas "+" the dense codes they hold besides."""
     columns = _columns(record)
-    lines = [["n", "f", "c", *(COLUMN_TITLES[name] for name in columns)]]
+    lines = [[*_SIZE, *(COLUMN_TITLES[name] for name in columns)]]
     for row in record["rows"]:
         parts = [row["columns"].get(name, {}).get("memory") for name in columns]
         if any(parts):
@@ -83,11 +84,10 @@ def bar_rows(record: Record) -> list[list[str]]:
     """One line per bar: the row, what is asked, what was measured, whether it is met."""
     lines = [["row", "bar", "measured", "met"]]
     for bar in record["bars"]:
-        if bar["spread"] is None:
-            measured = f"{bar['measured']:.1f} MB"
-        else:
-            measured = f"{bar['measured']:.1f}x ({bar['spread'][0]:.1f}..{bar['spread'][1]:.1f})"
-        lines.append([bar["row"], bar["text"], measured, "yes" if bar["met"] else "NO"])
+        show = {"x": lambda v: f"{v:.2f}x" if v < 10 else f"{v:.1f}x", "MB": lambda v: f"{v:.1f} MB",
+                "%": lambda v: f"{v:+.1f} %", "logits/s": lambda v: f"{v:.2e}"}[bar["unit"]]
+        spread = "" if bar["spread"] is None else f" ({show(bar['spread'][0])}..{show(bar['spread'][1])})"
+        lines.append([bar["row"], bar["text"], show(bar["measured"]) + spread, "yes" if bar["met"] else "NO"])
     return lines
 
 
@@ -123,7 +123,7 @@ def readme(record: Record) -> str:
     """The README's markdown table: the compared rows, with each column's multiple of the library's time."""
     columns = _columns(record)
     others = [name for name in columns if name != LIBRARY]
-    lines = [["n", "f", "c", *(COLUMN_TITLES[name] for name in columns)]]
+    lines = [[*_SIZE, *(COLUMN_TITLES[name] for name in columns)]]
     for row in record["rows"]:
         ratios = {name: row["ratios"].get(name, {}).get("forward_backward") for name in others}
         if not any(ratios.values()):
@@ -149,7 +149,7 @@ def _columns(record: Record) -> list[str]:
 
 
 def _size(row: Mapping[str, Any]) -> list[str]:
-    return [str(row["n"]), str(row["num_features"]), str(row["num_codes"])]
+    return [row["dictionary"], str(row["n"]), str(row["num_features"]), str(row["num_codes"])]
 
 
 def _digits(value: float, digits: int = 3) -> str:

@@ -60,8 +60,8 @@ def test_time(bench, row: Row) -> None:
 def test_memory(bench, row: Row) -> None:
     """When measuring: the peak of each column in a fresh process. The check probes the library in this process.
 
-    The limit of the check is below the 134 MB of the dense dictionary of the largest shrunk row, so that a library
-    that materialises its codes fails it. The oracle backend does so by design.
+    The limit of the check is below the 134 MB of the dense dictionary of the largest shrunk row of f = 2048, so that a
+    library that materialises its codes fails it. The oracle backend does so by design.
     """
     if not bench.measuring:
         grown = probe(LIBRARY, row.shrunk(), bench.backend)

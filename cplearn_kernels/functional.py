@@ -77,7 +77,7 @@ def cplearn_loss(
             return_terms=return_terms,
         )  # fmt: skip
     need_grad = torch.is_grad_enabled() and (h1.requires_grad or h2.requires_grad)
-    loss, invariance, prior_value, _, _ = ops.loss(
+    loss, invariance, prior_value, _, _ = ops.call_loss(
         h1, h2, prior_probs, *ops.dictionary_arguments(dictionary), temperature, beta, prior, need_grad, backend or "",
     )  # fmt: skip
     if return_terms:

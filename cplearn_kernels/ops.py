@@ -63,17 +63,17 @@ def _register_autograd(operator, backward, setup) -> None:
 # --- cplearn_loss: the gradient is made in the forward, where each block of codes is at hand ------------------------
 
 
-def _loss_fake(h1, h2, prior_probs, weight, signs, kind, num_features, num_codes, seed, temperature, beta, prior, need_grad,
-               backend):  # fmt: skip
+def _loss_fake(h1, h2, prior_probs, weight, signs, kind, num_features, num_codes, seed, temperature, beta, prior,
+               need_grad, backend):  # fmt: skip
     scalars = [h1.new_empty((), dtype=_result_dtype(h1)) for _ in range(3)]
     shape = h1.shape if need_grad else (0,)
     return (*scalars, *(h1.new_empty(shape, dtype=_result_dtype(h1)) for _ in range(2)))
 
 
-@_operator("loss", _loss_fake)
-def loss(
-    h1: Tensor, h2: Tensor, prior_probs: Optional[Tensor], weight: Optional[Tensor], signs: Optional[Tensor], kind: str, num_features: int,
-    num_codes: int, seed: int, temperature: float, beta: float, prior: str, need_grad: bool, backend: str,
+def _loss(
+    h1: Tensor, h2: Tensor, prior_probs: Optional[Tensor], weight: Optional[Tensor], signs: Optional[Tensor],
+    kind: str, num_features: int, num_codes: int, seed: int, temperature: float, beta: float, prior: str,
+    need_grad: bool, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(loss, invariance, prior, dL/dh1, dL/dh2); the last two are empty unless `need_grad`."""
     dictionary = _dictionary(weight, signs, kind, num_features, num_codes, seed)
@@ -83,10 +83,15 @@ def loss(
     return module.cplearn_loss(h1, h2, dictionary, temperature, beta, prior, prior_probs, need_grad)
 
 
-@_operator("loss_backward", lambda upstream, grad, h: torch.empty_like(h, memory_format=torch.contiguous_format))
-def loss_backward(upstream: Tensor, grad: Tensor, h: Tensor) -> Tensor:
+def _loss_backward(upstream: Tensor, grad: Tensor, h: Tensor) -> Tensor:
     """`upstream * grad` in float32, then cast: a gradient scaler's factor arrives before half precision rounds."""
     return (upstream * grad).to(h.dtype, memory_format=torch.contiguous_format, copy=True)
+
+
+loss = _operator("loss", _loss_fake)(_loss)
+loss_backward = _operator(
+    "loss_backward", lambda upstream, grad, h: torch.empty_like(h, memory_format=torch.contiguous_format)
+)(_loss_backward)
 
 
 def _loss_setup(ctx, inputs, output):
@@ -98,14 +103,47 @@ def _loss_setup(ctx, inputs, output):
 
 def _loss_autograd(ctx, upstream, *_):
     h1, h2, grad1, grad2 = ctx.saved_tensors
+    # With gradients enabled here (create_graph=True) the operator must see the call, so that it can refuse.
+    scale = loss_backward if torch.is_grad_enabled() or not _is_direct(h1) else _loss_backward
     return (
-        loss_backward(upstream, grad1, h1) if ctx.needs_input_grad[0] else None,
-        loss_backward(upstream, grad2, h2) if ctx.needs_input_grad[1] else None,
+        scale(upstream, grad1, h1) if ctx.needs_input_grad[0] else None,
+        scale(upstream, grad2, h2) if ctx.needs_input_grad[1] else None,
         *[None] * 12,
     )
 
 
 _register_autograd(loss, _loss_autograd, _loss_setup)
+
+
+class _DirectLoss(torch.autograd.Function):
+    """The same forward and backward without the operator."""
+
+    backward = staticmethod(_loss_autograd)
+
+    @staticmethod
+    def forward(ctx, *arguments):  # a separate setup_context would cost an inspection of the signature in every call
+        output = _loss(*arguments)
+        _loss_setup(ctx, arguments, output)
+        ctx.mark_non_differentiable(*output[1:])
+        return output
+
+
+def call_loss(*arguments):
+    """`loss(*arguments)`; past the operator where nobody could tell, which saves a small call half of its time."""
+    h1, need_grad = arguments[0], arguments[12]
+    if not _is_direct(h1):
+        return loss(*arguments)
+    return _DirectLoss.apply(*arguments) if need_grad else _loss(*arguments)
+
+
+def _is_direct(h: Tensor) -> bool:
+    """Whether a call need not go through an operator: eager mode, plain tensors, nobody watching what is dispatched."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(h) in (Tensor, torch.nn.Parameter)
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._are_functorch_transforms_active()
+    )
 
 
 # --- functions of one batch: f(h, dictionary, temperature) ----------------------------------------------------------
@@ -119,8 +157,8 @@ def _unary(name: str, shape):
 
     @_operator(name, fake)
     def forward(
-        h: Tensor, weight: Optional[Tensor], signs: Optional[Tensor], kind: str, num_features: int, num_codes: int, seed: int,
-        temperature: float, backend: str,
+        h: Tensor, weight: Optional[Tensor], signs: Optional[Tensor], kind: str, num_features: int, num_codes: int,
+        seed: int, temperature: float, backend: str,
     ) -> Tensor:  # fmt: skip
         dictionary = _dictionary(weight, signs, kind, num_features, num_codes, seed)
         return getattr(_select(backend, name, dictionary, h), name)(h, dictionary, temperature)
@@ -130,8 +168,8 @@ def _unary(name: str, shape):
 
     @_operator(f"{name}_backward", backward_fake)
     def backward(
-        upstream: Tensor, h: Tensor, output: Optional[Tensor], weight: Optional[Tensor], signs: Optional[Tensor], kind: str, num_features: int,
-        num_codes: int, seed: int, temperature: float, backend: str,
+        upstream: Tensor, h: Tensor, output: Optional[Tensor], weight: Optional[Tensor], signs: Optional[Tensor],
+        kind: str, num_features: int, num_codes: int, seed: int, temperature: float, backend: str,
     ) -> Tensor:  # fmt: skip
         dictionary = _dictionary(weight, signs, kind, num_features, num_codes, seed)
         run = getattr(_select(backend, name, dictionary, h), f"{name}_backward")
@@ -168,8 +206,8 @@ def _assign_fake(h, weight, signs, kind, num_features, num_codes, seed, top_k, b
 
 @_operator("assign", _assign_fake)
 def assign(
-    h: Tensor, weight: Optional[Tensor], signs: Optional[Tensor], kind: str, num_features: int, num_codes: int, seed: int, top_k: int,
-    backend: str,
+    h: Tensor, weight: Optional[Tensor], signs: Optional[Tensor], kind: str, num_features: int, num_codes: int,
+    seed: int, top_k: int, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(scores, codes), each `(n, top_k)`."""
     dictionary = _dictionary(weight, signs, kind, num_features, num_codes, seed)

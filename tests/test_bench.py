@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,19 @@ from bench.agreement import FORMULA_LIMIT, LIBRARY_LIMIT, compare  # noqa: E402
 from bench.bars import judge  # noqa: E402
 from bench.columns import Problem, build_loss, forward_backward  # noqa: E402
 from bench.formulas import authors_loss, tidy_loss  # noqa: E402
-from bench.rows import ALL_COLUMNS, LIBRARY, MEMORY_BARS, ROWS, Bar, MemoryBar, Row, row_named  # noqa: E402
+from bench.rows import (  # noqa: E402
+    ALL_COLUMNS,
+    LIBRARY,
+    LINEAR_BARS,
+    MEMORY_BARS,
+    ROWS,
+    Bar,
+    LinearBar,
+    MemoryBar,
+    RateBar,
+    Row,
+    row_named,
+)
 
 ROW = Row(5, 7, 33)
 
@@ -110,7 +123,7 @@ def test_every_eager_column_can_be_built_and_agrees():
     problem = Problem(ROW)
     values = [forward_backward(build_loss(column, problem, "reference"), problem)[0]
               for column in ALL_COLUMNS if column != "compiled"]
-    torch.testing.assert_close(values, [values[0]] * 3, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(values, [values[0]] * 4, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="unknown column 'tdy'"):
         build_loss("tdy", problem, "reference")
 
@@ -179,10 +192,11 @@ def test_rows_are_distinct_and_their_bars_can_be_judged():
     assert len({row.name for row in ROWS}) == len({row.shrunk().name for row in ROWS}) == len(ROWS)
     for row in ROWS:
         assert row.columns[0] == LIBRARY and set(row.columns) <= set(ALL_COLUMNS)
-        assert {bar.against for bar in row.bars} <= set(row.columns) - {LIBRARY}
+        assert {bar.against for bar in row.bars if isinstance(bar, Bar)} <= set(row.columns) - {LIBRARY}
         assert row_named(row.name) is row
     for bar in MEMORY_BARS:
-        assert not row_named(bar.row).full_only and not row_named(bar.baseline).full_only
+        assert not row_named(bar.row).full_only and not row_named(bar.baseline or bar.row).full_only
+    assert not any(row_named(name).full_only for bar in LINEAR_BARS for name in bar.rows)
     with pytest.raises(ValueError, match="unknown row 'hadamard'"):
         row_named("hadamard")
 
@@ -216,15 +230,38 @@ def _record():
 
 
 def test_bars_are_judged_by_the_median_of_the_ratios():
-    verdicts = judge(_record()["rows"], [SMALL], [MemoryBar(LARGE.name, SMALL.name, limit) for limit in (4.1, 4.0)])
+    verdicts = judge(_record()["rows"], [SMALL], [MemoryBar(LARGE.name, SMALL.name, limit) for limit in (4.1, 4.0)], [])
     assert [round(verdict["measured"], 9) for verdict in verdicts] == [12.0, 2.0, 4.0, 4.0]
     assert [verdict["met"] for verdict in verdicts] == [True, False, True, False]
     assert verdicts[0]["spread"] == pytest.approx([11.0, 13.0])
 
 
+@pytest.mark.parametrize("asked, met", [(2.0e8, True), (2.2e8, False)])
+def test_a_rate_bar_counts_the_logits_of_both_views(asked, met):
+    """2 * 64 * 16384 logits in 10 ms."""
+    (verdict,) = judge(_record()["rows"], [replace(SMALL, bars=(RateBar(asked),))], [], [])
+    assert verdict["measured"] == pytest.approx(2.097152e8) and verdict["met"] is met
+
+
+@pytest.mark.parametrize("limit, met", [(4.1, True), (4.0, False)])
+def test_a_memory_bar_without_a_baseline_takes_the_growth(limit, met):
+    (verdict,) = judge(_record()["rows"], [], [MemoryBar(LARGE.name, None, limit)], [])
+    assert verdict["measured"] == pytest.approx(4.0) and verdict["met"] is met
+
+
+@pytest.mark.parametrize("within, met", [(0.21, True), (0.19, False)])
+def test_a_linear_bar_compares_times_per_code(within, met):
+    """10 ms for 2^14 codes against 50 ms for 2^16: 20 % less per code."""
+    (verdict,) = judge(_record()["rows"], [], [], [LinearBar((SMALL.name, LARGE.name), within)])
+    assert verdict["measured"] == pytest.approx(-20.0) and verdict["met"] is met and verdict["row"] == SMALL.name
+
+
 def test_a_bar_whose_rows_were_not_measured_is_not_judged():
-    assert judge([], [SMALL], MEMORY_BARS) == []
-    assert judge(_record()["rows"], [], [MemoryBar(LARGE.name, "absent", 1.0)]) == []
+    assert judge([], [SMALL], MEMORY_BARS, LINEAR_BARS) == []
+    unmeasured = judge(
+        _record()["rows"], [], [MemoryBar(LARGE.name, "absent", 1.0)], [LinearBar(("absent", LARGE.name), 1)]
+    )
+    assert unmeasured == []
 
 
 def test_json_round_trip(tmp_path):
@@ -238,7 +275,7 @@ def test_json_round_trip(tmp_path):
 
 @pytest.mark.parametrize("change, message", [
     (lambda record: record.pop("machine"), "no 'machine'"),
-    (lambda record: record.update(schema=99), "schema 99; this version reads schema 1"),
+    (lambda record: record.update(schema=99), "schema 99; this version reads schema 2"),
     (lambda record: record.update(rows={}), "'rows' is a dict; expected list"),
     (lambda record: record["rows"][0].pop("ratios"), r"rows\[0\]: no 'ratios'"),
     (lambda record: record["rows"][0]["columns"].update(mine={}), "column 'mine'"),
@@ -278,14 +315,14 @@ def test_tables_show_times_ratios_bars_and_failures(tmp_path, capsys):
     assert "12.0x (11.0..13.0)" in printed  # the ratio and its spread
     assert "80 MB + 8.0 MB" in printed  # growth and dense codes of the formula
     assert "did not run: no compiler" in printed
-    verdict = next(line for line in printed.splitlines() if line.startswith(SMALL.name) and "12x as fast" in line)
-    assert verdict.endswith("yes")
+    verdict = next(line for line in printed.splitlines() if line.startswith(SMALL.name) and "25x as fast" in line)
+    assert verdict.endswith("12.0x (11.0x..13.0x)  NO")
     assert printed.index("bars") > printed.index("peak memory")
     path = tmp_path / "r.json"
     results.save(record, path)
     assert table.main([str(path)]) == 0
     readme = capsys.readouterr().out
-    assert "| 64 | 128 | 16384 | **10 ms** | 130 ms (12.0x) | 20 ms (2.0x) | - |" in readme
+    assert "| hadamard | 64 | 128 | 16384 | **10 ms** | 130 ms (12.0x) | 20 ms (2.0x) | - |" in readme
     assert "65536" not in readme  # nothing to compare with
     assert table.main([str(path), "--format", "markdown"]) == 0
     assert "65536" in capsys.readouterr().out
@@ -401,14 +438,14 @@ def test_our_options_live_beside_those_of_pytest_benchmark():
 def test_measuring_run_prints_the_tables_and_writes_json(tmp_path):
     """One real row, one round, the oracle as the library: the way from the option to the file."""
     path = tmp_path / "r.json"
-    row = LARGE.name.replace("65536", "32768")
+    row = "hadamard-n64-f128-c262144"
     done = _pytest_bench("--benchmark", "--backend", "reference", "--rounds", "1", "--json", str(path), "-k", row)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "peak memory" in done.stdout and done.stdout.index("written:") < done.stdout.index("2 passed")
     record = results.load(path)
     assert [entry["name"] for entry in record["rows"]] == [row]
     library = record["rows"][0]["columns"][LIBRARY]
-    assert len(library["forward"]["seconds"]) == 1 and library["memory"]["growth_bytes"] > 4 * 2 * 64 * 32768
+    assert len(library["forward"]["seconds"]) == 1 and library["memory"]["growth_bytes"] > 4 * 2 * 64 * 262144
 
 
 def test_an_unknown_backend_stops_the_run_with_one_sentence():

@@ -87,9 +87,6 @@ def cplearn_loss(h1, h2, dictionary, temperature, beta, prior, prior_probs, need
     """`reference.cplearn_loss` with its gradient: (loss, invariance, prior, grad1, grad2), the last two empty if unwanted."""
     h1, h2 = _rows(h1), _rows(h2)
     grad1, grad2 = (torch.empty_like(h) if need_grad else h.new_empty(0) for h in (h1, h2))
-    if not (_finite(h1) and _finite(h2)):
-        terms = (torch.full((), torch.nan) for _ in range(3))
-        return (*terms, grad1.fill_(torch.nan), grad2.fill_(torch.nan))
     if prior_probs is not None:
         prior_probs = prior_probs.to(torch.float32).contiguous()
     invariance, prior_value = _core.cplearn_loss(

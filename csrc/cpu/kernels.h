@@ -51,6 +51,7 @@ struct LossResult {
 
 // What one instruction set provides. Every function computes the formula of the function of the same name in
 // reference.py, for finite inputs; those named `…_backward` its gradient, given the gradient `upstream` of its result.
+// cplearn_loss gives NaN throughout when an input is not finite; the others promise nothing for a row that is not.
 struct Kernels {
   const char* name;
   int lanes;

@@ -73,6 +73,7 @@ struct Schedule {
 // pad a batch's last tile, and places that hold no coordinate, are zero.
 struct Tiles {
   int64_t rows, per_batch, count, stride;
+  bool finite = true;  // whether all embeddings are
   Buffer<float> data;
 
   template <class Blocks>
@@ -88,6 +89,7 @@ struct Tiles {
     const double limit = 1e30 / double(dictionary.places);
     in_parallel(threads, [&](int64_t worker, int64_t workers) {
       const Share mine(count, worker, workers);
+      bool not_finite = false;
       for (int64_t t = mine.begin; t < mine.end; ++t) {
         const int64_t first = t % per_batch * kLanes, last = smaller(first + kLanes, rows);
         for (int64_t row = first; row < last; ++row) {
@@ -95,10 +97,12 @@ struct Tiles {
           float* to = tile(t) + (row - first);
           for (int64_t k = 0; k < features; ++k) {
             const double value = from[k] * scale;
+            not_finite |= !(from[k] - from[k] == 0);
             to[dictionary.place(k) * kLanes] = float(value > limit ? limit : value < -limit ? -limit : value);
           }
         }
       }
+      if (not_finite) __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
     });
   }
 

@@ -293,6 +293,13 @@ template <class Blocks>
 static void cplearn_loss(const Blocks& dictionary, const Batch (&views)[2], const LossRequest& request, const Run& run,
                          LossResult& result) {
   const Tiles rows(dictionary, views, 2, kLog2E / request.temperature, run.threads);
+  if (!rows.finite) {
+    result.invariance = result.prior = NAN;
+    for (int64_t i = 0; request.need_grad && i < views[0].rows * dictionary.num_features; ++i) {
+      result.grad[0][i] = result.grad[1][i] = NAN;
+    }
+    return;
+  }
   const RowSums sums(rows.count * kLanes);
   row_pass(dictionary, rows, run, sums);
   if (request.prior == Prior::kReverseKL) {

@@ -42,7 +42,7 @@ struct GradientWeights {
       share = exp2_nonpositive(load(u + k * kLanes) - broadcast(column_max[k]));
       share = as_float(as_int(share) & ~(as_int(pk) >> 31));
     }
-    const Vec cross = pk * load(partner_u + k * kLanes);
+    const Vec cross = rounded(pk * load(partner_u + k * kLanes));
     const Vec weight = share * broadcast(g[k]) - beta_ln2 * cross;
     agreement.add(cross);
     return weight;
