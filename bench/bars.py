@@ -22,8 +22,8 @@ def judge(
         linear_bars: the bars on time against the number of codes.
 
     Returns:
-        Dictionaries with `row`, `text` (the bar in words), `required`, `measured`, `unit` ("x", "logits/s", "MB" or "%"),
-        `spread` (smallest and largest of the rounds; None for memory) and `met`.
+        Dictionaries with `row`, `text` (the bar in words), `required`, `measured`, `unit` ("x", "logits/s", "MB" or
+        "%"), `spread` (smallest and largest of the rounds; None for memory) and `met`.
     """
     by_name = {entry["name"]: entry for entry in measured}
     verdicts = [_speed(row, bar, by_name.get(row.name, {})) for row in rows for bar in row.bars]

@@ -42,8 +42,10 @@ class RateBar:
 
 @dataclass(frozen=True)
 class MemoryBar:
-    """The library's peak on `row` may exceed its peak on `baseline` (None: what the process held before the call, inputs
-    included) by less than `below_megabytes`."""
+    """The library's peak on `row` may exceed that on `baseline` by less than `below_megabytes`.
+
+    Without a baseline: what the process held before the call, inputs included.
+    """
 
     row: str
     baseline: str | None
@@ -52,7 +54,7 @@ class MemoryBar:
 
 @dataclass(frozen=True)
 class LinearBar:
-    """The library's time per code on each of `rows` may differ from that of the last by at most the fraction `within`."""
+    """The library's time per code on `rows` may differ from that of the last by at most the fraction `within`."""
 
     rows: tuple[str, ...]
     within: float

@@ -30,8 +30,8 @@ Codes make_codes(int kind, int64_t num_features, int64_t num_codes, uint64_t see
           at<const uint32_t>(packed)};
 }
 
-// Whether a signal handler of the interpreter (Ctrl-C) has raised. The kernel then throws Interrupted, and the exception
-// is waiting in the interpreter. Anywhere but in Python's main thread this is always false.
+// Whether a signal handler of the interpreter (Ctrl-C) has raised. The kernel then throws Interrupted, and the
+// exception is waiting in the interpreter. Anywhere but in Python's main thread this is always false.
 bool interrupted() {
   const py::gil_scoped_acquire lock;
   return PyErr_CheckSignals() != 0;
@@ -62,7 +62,8 @@ std::tuple<double, double> cplearn_loss(const std::string& target, const Codes& 
   return {result.invariance, result.prior};
 }
 
-// projector_logsumexp, projector_softmax, expected_code, mean_assignment: (target, codes, h, rows, temperature, out, threads).
+// (target, codes, h, rows, temperature, out, threads) of projector_logsumexp, projector_softmax, expected_code and
+// mean_assignment.
 template <auto kFunction>
 void of_rows(const std::string& target, const Codes& codes, Address h, int64_t rows, double temperature, Address out,
              int threads) {
@@ -71,7 +72,8 @@ void of_rows(const std::string& target, const Codes& codes, Address h, int64_t r
   });
 }
 
-// expected_code_backward, mean_assignment_backward: (target, codes, h, rows, upstream, temperature, grad, threads).
+// (target, codes, h, rows, upstream, temperature, grad, threads) of expected_code_backward and
+// mean_assignment_backward.
 template <auto kFunction>
 void backward_of_rows(const std::string& target, const Codes& codes, Address h, int64_t rows, Address upstream,
                       double temperature, Address grad, int threads) {

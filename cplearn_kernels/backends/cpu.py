@@ -84,7 +84,7 @@ def use_target(name: str):
 
 
 def cplearn_loss(h1, h2, dictionary, temperature, beta, prior, prior_probs, need_grad):
-    """`reference.cplearn_loss` with its gradient: (loss, invariance, prior, grad1, grad2), the last two empty if unwanted."""
+    """`reference.cplearn_loss` with its gradient: (loss, invariance, prior, grad1, grad2); no need, empty gradients."""
     h1, h2 = _rows(h1), _rows(h2)
     grad1, grad2 = (torch.empty_like(h) if need_grad else h.new_empty(0) for h in (h1, h2))
     if prior_probs is not None:

@@ -51,7 +51,7 @@ def description() -> str:
 
 
 def cplearn_loss(h1, h2, dictionary, temperature, beta, prior, prior_probs, need_grad):
-    """`reference.cplearn_loss` with its gradient: (loss, invariance, prior, grad1, grad2), the last two empty if unwanted.
+    """`reference.cplearn_loss` with its gradient: (loss, invariance, prior, grad1, grad2); no need, empty gradients.
 
     Pass 1 finds each row's best code and sum; pass 2 sees all rows of a chunk of codes at once, so that p̄ is complete
     there and the gradient's weights can be formed and summed without keeping anything of size c. What a row's best
@@ -90,7 +90,7 @@ def cplearn_loss(h1, h2, dictionary, temperature, beta, prior, prior_probs, need
         terms = (term.to(dtype) for term in (prior_mean + beta * invariance, invariance, prior_mean))
         if not need_grad:
             return *terms, h.new_empty(0, dtype=dtype), h.new_empty(0, dtype=dtype)
-        # Divided by the sum of the rounded p: `sum_j x_j (w_j - B)` needs weights that sum to 1, where codes share mass.
+        # Divided by the sum of the rounded p: `sum_j x_j (w_j - B)` needs weights that sum to 1 where codes share mass.
         expected = (expected + best.p[:, None] * best.code) / (mass + best.p)[:, None]
         best_weight = best.prior_weight - beta * best.p * best.partner_log_p
         pull = pull + best_weight[:, None] * best.code

@@ -1,4 +1,5 @@
-// Products of rows with the codes of a Hadamard dictionary, a block of F codes at a time (cplearn_kernels/dictionary.py).
+// Products of rows with the codes of a Hadamard dictionary, a block of F codes at a time
+// (cplearn_kernels/dictionary.py).
 //
 // This and SignBlocks are the two kinds of dictionary; everything else is written once, for either. What they share:
 //

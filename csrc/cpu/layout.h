@@ -36,10 +36,10 @@ static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // How the work is cut. Codes come in blocks, blocks in slabs of consecutive ones, rows in tiles; an item is one tile in
-// one slab, and each item is summed by one thread in ascending order of blocks. Slabs depend on the problem alone, never
-// on the number of threads, so neither does the result. One slab does when there are tiles enough to share out.
-// A round takes a group of blocks from every slab: few enough codes that a round's arrays stay in the second-level
-// cache, enough that barriers do not show.
+// one slab, and each item is summed by one thread in ascending order of blocks. Slabs depend on the problem alone,
+// never on the number of threads, so neither does the result. One slab does when there are tiles enough to share out. A
+// round takes a group of blocks from every slab: few enough codes that a round's arrays stay in the second-level cache,
+// enough that barriers do not show.
 struct Schedule {
   static constexpr int64_t kWantedItems = 8;
   static constexpr int64_t kRoundCodes = 512;
@@ -47,7 +47,8 @@ struct Schedule {
   int64_t block, blocks, num_codes, tiles, slabs, slab_blocks, group, rounds;
 
   template <class Blocks>
-  Schedule(const Blocks& dictionary, int64_t tiles_) : block(dictionary.block), num_codes(dictionary.num_codes), tiles(tiles_) {
+  Schedule(const Blocks& dictionary, int64_t tiles_)
+      : block(dictionary.block), num_codes(dictionary.num_codes), tiles(tiles_) {
     blocks = divide_up(num_codes, block);
     group = block < kRoundCodes ? kRoundCodes / block : 1;
     slabs = smaller(divide_up(kWantedItems, tiles), divide_up(blocks, group));

@@ -1,5 +1,5 @@
-// The columns of the loss's second pass: of each code its mean assignment p̄, its share of the prior, and g, the prior's
-// derivative (docs/mathematics.md).
+// The columns of the loss's second pass: of each code its mean assignment p̄, its share of the prior, and g, the
+// prior's derivative (docs/mathematics.md).
 //
 // No inclusion guard: see vector.h.
 

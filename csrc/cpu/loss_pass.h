@@ -113,7 +113,8 @@ class LossPass {
                        column_max_ + columns_at(view, slab)};
     if (kPrior == Prior::kReverseKL) prior_[unit] += here.reverse_kl(p_ + first, begin, end);
     else prior_[unit] += here.cross_entropy(u_ + first, begin, end);
-    for (int64_t j = end; j < written; ++j) here.g[j] = here.column_max[j] = 0;  // codes that do not exist weigh nothing
+    // Codes that do not exist weigh nothing.
+    for (int64_t j = end; j < written; ++j) here.g[j] = here.column_max[j] = 0;
   }
 
   // What a row's best code contributes is kept aside, to be added in double precision at the end: near the optimum it

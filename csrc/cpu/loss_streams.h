@@ -2,8 +2,8 @@
 //
 // No inclusion guard: see vector.h.
 
-// Sink of walsh_hadamard: probabilities p and u = log2(c p) of one tile. Of log p itself, about -log c everywhere while p is
-// near uniform, float32 would keep too few digits.
+// Sink of walsh_hadamard: probabilities p and u = log2(c p) of one tile. Of log p itself, about -log c everywhere while
+// p is near uniform, float32 would keep too few digits.
 struct StoreProbabilities {
   Vec best, inverse_sum, log2_mean;
   float* p;

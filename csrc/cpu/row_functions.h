@@ -20,7 +20,10 @@ struct Probabilities {
   int64_t limit;  // codes of this block that exist; the others get 0
 
   Probabilities(const RowSums& sums, int64_t tile, float* p_, int64_t limit_)
-      : best(load(sums.best + tile * kLanes)), inverse_sum(load(sums.inverse_sum + tile * kLanes)), p(p_), limit(limit_) {}
+      : best(load(sums.best + tile * kLanes)),
+        inverse_sum(load(sums.inverse_sum + tile * kLanes)),
+        p(p_),
+        limit(limit_) {}
 
   template <int R>
   CPK_INLINE void operator()(int64_t r, Vec (&x)[R]) {
@@ -76,7 +79,9 @@ struct WeightPerCode {
   template <class Blocks>
   void prepare(const Blocks&, int64_t, const uint32_t*, float*) const {}
   double of_code(int64_t, int64_t code) const { return weights[code]; }
-  CPK_INLINE Vec operator()(const float*, int64_t first_code, int64_t k) const { return broadcast(weights[first_code + k]); }
+  CPK_INLINE Vec operator()(const float*, int64_t first_code, int64_t k) const {
+    return broadcast(weights[first_code + k]);
+  }
 };
 
 // v_ij = y_i · w_j for rows y: the products go to an array of the block's size.
@@ -117,9 +122,9 @@ struct CentredWeights {
   CPK_INLINE void group_done(int64_t) const {}
 };
 
-// Without weights `out_i = sum_j p_ij w_j`, the expected code B_i. With weights
-// `out_i = scale * [sum_j p_ij v'_ij w_j - (sum_j p_ij v'_ij) B_i]`, where v' is v less its value at the row's best code:
-// the result is the same, and near the optimum, where that code holds nearly all of p, nothing large has to cancel.
+// Without weights `out_i = sum_j p_ij w_j`, the expected code B_i. With weights `out_i = scale * [sum_j p_ij v'_ij w_j
+// - (sum_j p_ij v'_ij) B_i]`, where v' is v less its value at the row's best code: the result is the same, and near the
+// optimum, where that code holds nearly all of p, nothing large has to cancel.
 template <class Blocks, class Weights>
 static void sum_codes(const Blocks& dictionary, const Tiles& rows, const RowSums& sums, const Weights& weights,
                       double scale, const Run& run, float* out) {
@@ -185,7 +190,8 @@ static void sum_codes(const Blocks& dictionary, const Tiles& rows, const RowSums
 }
 
 template <class Blocks>
-static void expected_code(const Blocks& dictionary, const Batch& batch, double temperature, const Run& run, float* out) {
+static void expected_code(const Blocks& dictionary, const Batch& batch, double temperature, const Run& run,
+                          float* out) {
   const Tiles rows(dictionary, &batch, 1, kLog2E / temperature, run.threads);
   const RowSums sums(rows.count * kLanes);
   row_pass(dictionary, rows, run, sums);

@@ -54,8 +54,8 @@ struct OnlineMaxSum {
 };
 
 // What pass 1 leaves for every lane of every tile, in log2 units: the best logit, its code, the sum over the others
-// (its mass is 1), 1 / sum and log2(sum / c) over all. Lanes that only pad a tile get inverse_sum = 0 and a huge log2_mean:
-// their probabilities are 0 and no column maximum is theirs.
+// (its mass is 1), 1 / sum and log2(sum / c) over all. Lanes that only pad a tile get inverse_sum = 0 and a huge
+// log2_mean: their probabilities are 0 and no column maximum is theirs.
 struct RowSums {
   Buffer<float> best, inverse_sum, log2_mean;
   Buffer<int64_t> code;

@@ -152,8 +152,8 @@ class SignBlocks {
   }
 
  private:
-  // Tables are worth making for a few hundred codes; few codes should not pay for many. With few features many codes are
-  // equal and share a row's mass, and sums cancel down to little: they go into double precision the sooner.
+  // Tables are worth making for a few hundred codes; few codes should not pay for many. With few features many codes
+  // are equal and share a row's mass, and sums cancel down to little: they go into double precision the sooner.
   static int64_t block_for(int64_t num_features, int64_t num_codes) {
     const int64_t most = num_features <= 16 ? 32 : num_features <= 64 ? 64 : 512;
     int64_t block = 32;
@@ -166,8 +166,8 @@ class SignBlocks {
     return sign_words(codes_.seed, kStreamRademacher, uint64_t(code), uint32_t(word / 4)).word[word % 4];
   }
 
-  // Up to four words, starting with word 4 * group, of all codes of a block: Philox4x32-10 on kWideLanes codes at a time.
-  // The upper halves of the lanes hold leftovers that no product looks at.
+  // Up to four words, starting with word 4 * group, of all codes of a block: Philox4x32-10 on kWideLanes codes at a
+  // time. The upper halves of the lanes hold leftovers that no product looks at.
   void generate(uint64_t first, uint32_t group, uint32_t* out) const {
     const int64_t count = smaller(4, words_ - 4 * int64_t{group});
     for (int64_t j = 0; j < block; j += kWideLanes) {

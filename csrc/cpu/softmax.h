@@ -27,14 +27,15 @@ static void projector_softmax(const Blocks& dictionary, const Batch& batch, doub
 // `1/temperature * sum_j p_ij (v_ij - sum_k p_ik v_ik) w_j`; the difference in double precision, since near the optimum
 // v of the best code and the mean of v agree in their leading digits.
 template <class Blocks>
-static void projector_softmax_backward(const Blocks& dictionary, int64_t num_rows, const float* upstream, const float* p,
-                                       double temperature, const Run& run, float* grad) {
+static void projector_softmax_backward(const Blocks& dictionary, int64_t num_rows, const float* upstream,
+                                       const float* p, double temperature, const Run& run, float* grad) {
   const int64_t tiles = divide_up(num_rows, kLanes), num_codes = dictionary.num_codes;
   const Schedule plan(dictionary, tiles);
   const int64_t block_floats = plan.block * kLanes, places = dictionary.places * kLanes;
   const int64_t scratch_floats = larger(block_floats, places);
   Buffer<double> centre(tiles * kLanes), total(plan.items() * places);
-  Buffer<float> weights(block_floats * run.threads), recent(places * run.threads), scratch(scratch_floats * run.threads);
+  Buffer<float> weights(block_floats * run.threads), recent(places * run.threads);
+  Buffer<float> scratch(scratch_floats * run.threads);
   total.fill(0.0);
   in_parallel(run.threads, [&](int64_t worker, int64_t workers) {
     const Share mine(num_rows, worker, workers);

@@ -1,5 +1,5 @@
-// The CPU kernels for one instruction set. The build compiles this file once per set, with its own flags, CPK_TARGET
-// (a name) and CPK_LANES; everything it includes lands in a namespace of that name. No templates of the standard library:
+// The CPU kernels for one instruction set. The build compiles this file once per set, with its own flags, CPK_TARGET (a
+// name) and CPK_LANES; everything it includes lands in a namespace of that name. No templates of the standard library:
 // the linker keeps one copy of each, perhaps that of an instruction set which this processor does not have.
 #include <cmath>
 #include <cstdint>

@@ -44,8 +44,8 @@ CPK_INLINE VecWide multiply_lower_halves(VecWide a, uint32_t b) {
 // `mask` is 0 or the sign bit in every lane.
 CPK_INLINE Vec flip_sign(Vec v, uint32_t mask) { return as_float(as_int(v) ^ broadcast_int(int32_t(mask))); }
 
-// The value itself, rounded: the compiler must not merge the product that made it into a following addition. For results
-// that have to be the same bits in code that uses more of them and in code that uses less.
+// The value itself, rounded: the compiler must not merge the product that made it into a following addition. For
+// results that have to be the same bits in code that uses more of them and in code that uses less.
 CPK_INLINE Vec rounded(Vec v) {
 #if defined(__x86_64__)
   asm("" : "+x"(v));

@@ -38,8 +38,9 @@ class Barrier {
   alignas(64) int64_t generation_ = 0;
 };
 
-// Calls body(worker, workers) on up to `threads` workers, worker 0 on the calling thread. All meet at our barrier before
-// OpenMP's closes the region. The thread sanitizer does not understand OpenMP's runtime: its build has threads of its own.
+// Calls body(worker, workers) on up to `threads` workers, worker 0 on the calling thread. All meet at our barrier
+// before OpenMP's closes the region. The thread sanitizer does not understand OpenMP's runtime: its build has threads
+// of its own.
 template <class Body>
 static void in_parallel(int threads, const Body& body) {
   Barrier end;
@@ -65,8 +66,9 @@ class Interruption {
  public:
   explicit Interruption(const Run& run) : ask_(run.interrupted), asked_(seconds()) {}
 
-  // Whether to leave before round `round`. To be called by every worker at the start of each round; what worker 0 learns
-  // in a round holds from the next one on, so that workers which meet at a barrier in every round leave together.
+  // Whether to leave before round `round`. To be called by every worker at the start of each round; what worker 0
+  // learns in a round holds from the next one on, so that workers which meet at a barrier in every round leave
+  // together.
   bool before(int64_t worker, int64_t round) {
     const bool leave = round >= __atomic_load_n(&last_, __ATOMIC_ACQUIRE);
     if (worker == 0 && !leave && ask_ != nullptr) {
