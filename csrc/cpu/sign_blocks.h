@@ -179,10 +179,11 @@ class SignBlocks {
   }
 
   void write_code(int64_t code, float* out, int64_t stride, uint32_t*) const {
-    for (int64_t k = 0; k < places; k += 32) {
-      const uint32_t word = word_of(code, k / 32);
-      for (int64_t i = 0; i < 32; ++i) out[(k + i) * stride] = word >> i & 1 ? -1.0f : 1.0f;
+    for (int64_t w = 0; w < words_; ++w) {
+      const uint32_t word = word_of(code, w);
+      for (int64_t i = 0; i < 32; ++i) out[(w * 32 + i) * stride] = word >> i & 1 ? -1.0f : 1.0f;
     }
+    for (int64_t k = words_ * 32; k < places; ++k) out[k * stride] = 0;
   }
 
  private:
