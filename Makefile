@@ -6,14 +6,16 @@ OUTPUT ?= runs/digits
 STAMP := $(VENV)/.installed
 SOURCES := setup.py pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: help env train test bench clean
+.PHONY: help env train test bench sanitize test-aarch64 clean
 
 help:
 	@echo "make train   environment, build, a training run on the digits, report in $(OUTPUT)/report.html"
 	@echo "make test    environment, build, all tests"
 	@echo "make bench   the benchmarks against eager PyTorch (a quiet machine; several minutes)"
+	@echo "make sanitize      the C++ test program under the address, undefined-behaviour and thread sanitizers"
+	@echo "make test-aarch64  the C++ test program built for 64-bit ARM and run by qemu-user"
 	@echo "make clean   removes $(VENV) and build output"
-	@echo "Variables: PYTHON=python3.x, VENV=dir, OUTPUT=dir, ARGS='options for the command'"
+	@echo "Variables: PYTHON=python3.x, VENV=dir, OUTPUT=dir, CASES=n (C++ tests), ARGS='options for the command'"
 
 env: $(STAMP)
 
@@ -35,6 +37,26 @@ test: env
 
 bench: env
 	$(BIN)/python -m pytest bench/ --benchmark $(ARGS)
+
+# cmake and a C++ compiler do; no Python, no torch. Each configuration has a folder of its own under build/.
+CASES ?= 300
+NATIVE := -DCMAKE_BUILD_TYPE=Release -DCPLEARN_BUILD_PYTHON=OFF -DCPLEARN_BUILD_TESTS=ON
+
+sanitize:
+	cmake -S . -B build/address $(NATIVE) "-DCPLEARN_SANITIZE=address,undefined" "-DCPLEARN_TARGETS=baseline;avx2"
+	cmake --build build/address
+	build/address/test_kernels --cases $(CASES)
+	cmake -S . -B build/thread $(NATIVE) -DCPLEARN_SANITIZE=thread
+	cmake --build build/thread
+	build/thread/test_kernels --cases $(CASES)
+
+test-aarch64:
+	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || \
+		{ echo "needs Debian's packages g++-aarch64-linux-gnu and qemu-user"; exit 1; }
+	cmake -S . -B build/aarch64 $(NATIVE) -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+		-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
+	cmake --build build/aarch64
+	qemu-aarch64 -L /usr/aarch64-linux-gnu build/aarch64/test_kernels --cases $(CASES)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info cplearn_kernels/_core*.so
