@@ -43,7 +43,7 @@ CASES ?= 300
 NATIVE := -DCMAKE_BUILD_TYPE=Release -DCPLEARN_BUILD_PYTHON=OFF -DCPLEARN_BUILD_TESTS=ON
 
 sanitize:
-	cmake -S . -B build/address $(NATIVE) "-DCPLEARN_SANITIZE=address,undefined" "-DCPLEARN_TARGETS=baseline;avx2"
+	cmake -S . -B build/address $(NATIVE) "-DCPLEARN_SANITIZE=address,undefined"
 	cmake --build build/address
 	build/address/test_kernels --cases $(CASES)
 	cmake -S . -B build/thread $(NATIVE) -DCPLEARN_SANITIZE=thread

@@ -18,7 +18,10 @@ _TELLING_FLAGS = (
 
 
 def cpu_fields(cpuinfo: str) -> dict[str, Any]:
-    """Model string and telling flags from the text of /proc/cpuinfo."""
+    """Model string and telling flags from the text of /proc/cpuinfo.
+
+    Virtual machines often hide the model's number: family and model then tell generations apart.
+    """
     fields: dict[str, str] = {}
     for line in cpuinfo.splitlines():
         key, separator, value = line.partition(":")
@@ -26,6 +29,8 @@ def cpu_fields(cpuinfo: str) -> dict[str, Any]:
             fields.setdefault(key.strip(), value.strip())
     present = set(fields.get("flags", fields.get("Features", "")).split())
     model = fields.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in fields and "model" in fields:
+        model += f" (family {fields['cpu family']}, model {fields['model']})"
     return {"cpu": model, "cpu_flags": [flag for flag in _TELLING_FLAGS if flag in present]}
 
 

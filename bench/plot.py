@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, Mapping
 
-from bench.results import ResultsError, load, only_result
+from bench.results import ResultsError, load, latest_result
 from bench.rows import COLUMN_TITLES, LIBRARY, MEGABYTE
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; dashes and markers tell f.
@@ -77,12 +77,12 @@ def draw(record: Mapping[str, Any], path: Path, n: int = 64) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Draws one results file."""
     parser = argparse.ArgumentParser(prog="python -m bench.plot", description=__doc__.splitlines()[0])
-    parser.add_argument("json", nargs="?", type=Path, help="results file (default: the only one in bench/results)")
+    parser.add_argument("json", nargs="?", type=Path, help="results file (default: the latest in bench/results)")
     parser.add_argument("--output", type=Path, help="picture to write (default: beside the JSON, as .png)")
     parser.add_argument("--n", type=int, default=64, help="rows per view of the lines drawn (default: 64)")
     given = parser.parse_args(arguments)
     try:
-        path = given.json if given.json is not None else only_result()
+        path = given.json if given.json is not None else latest_result()
         output = given.output if given.output is not None else path.with_suffix(".png")
         draw(load(path), output, given.n)
     except ResultsError as error:

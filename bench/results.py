@@ -94,9 +94,9 @@ def save(record: Mapping[str, Any], path: Path) -> None:
 
 
 def load(path: Path | None = None) -> dict[str, Any]:
-    """Reads and checks a record; without a path, the only one in `bench/results`."""
+    """Reads and checks a record; without a path, the latest in `bench/results`."""
     if path is None:
-        path = only_result()
+        path = latest_result()
     try:
         record = json.loads(path.read_text())
     except FileNotFoundError:
@@ -132,11 +132,9 @@ def _expect_keys(value: Any, keys: Mapping[str, type], where: str) -> None:
             raise ResultsError(f"{where}: {key!r} is a {type(value[key]).__name__}; expected {kind.__name__}")
 
 
-def only_result() -> Path:
-    """The one results file there is; none or several is an error that says so."""
-    found = sorted(RESULTS.glob("*.json"))
+def latest_result() -> Path:
+    """The record of `cplearn_loss` with the latest date; none is an error that says so."""
+    found = sorted(RESULTS.glob("cplearn_loss-*.json"))
     if not found:
         raise ResultsError("bench/results holds no results; `pytest bench/ --benchmark` writes some")
-    if len(found) > 1:
-        raise ResultsError(f"bench/results holds {len(found)} files; name one of {', '.join(p.name for p in found)}")
-    return found[0]
+    return max(found, key=lambda path: load(path)["machine"]["date"])

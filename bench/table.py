@@ -187,7 +187,7 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Prints the tables of one results file."""
     parser = argparse.ArgumentParser(prog="python -m bench.table", description=__doc__.splitlines()[0])
-    parser.add_argument("json", nargs="?", type=Path, help="results file (default: the only one in bench/results)")
+    parser.add_argument("json", nargs="?", type=Path, help="results file (default: the latest in bench/results)")
     parser.add_argument("--format", choices=["readme", "markdown", "text"], default="readme",
                         help="readme: the one comparison table (default); markdown, text: all tables")
     given = parser.parse_args(arguments)

@@ -34,7 +34,8 @@ def test_backends_lists_every_name():
         assert info.dtypes == ("float16", "bfloat16", "float32", "float64")
     for name in ("triton", "cuda"):
         assert not found[name].available and found[name].functions == () and "not part of this version" in found[name].reason
-    assert found["cpu"].available and found["cpu"].dictionaries == ("hadamard",) and "float64" not in found["cpu"].dtypes
+    assert found["cpu"].available and found["cpu"].functions == FUNCTIONS and "float64" not in found["cpu"].dtypes
+    assert found["cpu"].dictionaries == ("hadamard", "rademacher", "dense")
 
 
 def test_backends_prints_as_a_list():
@@ -69,13 +70,19 @@ def test_a_core_that_is_missing_is_explained(monkeypatch):
         ("assign", "hadamard", H, cpu),
         ("cplearn_loss", "hadamard", H.double(), torch_chunked),
         ("cplearn_loss", "hadamard", H.to("meta"), torch_chunked),
-        ("cplearn_loss", "rademacher", H, torch_chunked),
+        ("cplearn_loss", "rademacher", H, cpu),
+        ("projector_softmax", "rademacher", H.half(), cpu),
+        ("expected_code", "dense ±1", H, cpu),
+        ("cplearn_loss", "dense ±1", H, cpu),
+        ("cplearn_loss", "rademacher", H.double(), torch_chunked),
         ("assign", "dense", H, torch_chunked),
-        ("projector_softmax", "hadamard", H, torch_chunked),
+        ("cplearn_loss", "dense", H, torch_chunked),
     ],
 )
 def test_default_choice(function, kind, h, chosen):
-    dictionary = make_dictionary(kind, 64, 100)
+    dictionary = make_dictionary(kind.removesuffix(" ±1"), 64, 100)
+    if kind == "dense ±1":
+        dictionary = cpk.DenseDictionary(dictionary.weight.sign())
     assert select(None, function, dictionary, h) is chosen
     assert select("torch", function, dictionary, h) is torch_chunked
     if chosen is torch_chunked:
@@ -83,7 +90,7 @@ def test_default_choice(function, kind, h, chosen):
             select("cpu", function, dictionary, h)
 
 
-@pytest.mark.parametrize("kind, module", [("hadamard", cpu), ("rademacher", torch_chunked)])
+@pytest.mark.parametrize("kind, module", [("hadamard", cpu), ("rademacher", cpu), ("dense", torch_chunked)])
 def test_the_chosen_backend_does_the_work(monkeypatch, kind, module):
     called = []
     original = module.assign
@@ -109,32 +116,33 @@ def test_few_features_go_to_the_torch_backend_unless_cpu_is_named():
 # ---- instruction sets ------------------------------------------------------------------------------------------------------
 
 
-def fast_results(n, f, c, kind="l2"):
+def fast_results(n, f, c, kind="hadamard"):
     """Every result that the cpu backend makes, by name."""
-    dictionary = make_dictionary("hadamard", f, c, seed=3)
-    h1, h2 = embeddings(n, f, kind=kind)
+    dictionary = make_dictionary(kind, f, c, seed=3)
+    h1, h2 = embeddings(n, f)
     results = {}
     for prior in ("reverse_kl", "cross_entropy"):
         names = (f"{prior} loss", f"{prior} gradient 1", f"{prior} gradient 2")
         values = loss_and_gradients(h1, h2, dictionary, prior=prior, backend="cpu")
         results.update(zip(names, values, strict=True))
     h = h1.requires_grad_()
-    upstream = torch.linspace(-1, 1, c)
-    for name, weights in (("projector_logsumexp", upstream[:1].expand(n)), ("mean_assignment", upstream)):
+    for name in ("projector_softmax", "projector_logsumexp", "expected_code", "mean_assignment"):
         value = getattr(cpk, name)(h, dictionary, temperature=0.3, backend="cpu")
+        upstream = torch.linspace(-1, 1, value.numel()).view_as(value)
         results[name] = value.detach()
-        results[f"{name} gradient"] = torch.autograd.grad(value, h, weights)[0]
+        results[f"{name} gradient"] = torch.autograd.grad(value, h, upstream)[0]
     results["scores"], results["codes"] = cpk.assign(h, dictionary, top_k=min(3, c), backend="cpu")
     return results
 
 
+@pytest.mark.parametrize("kind", ["hadamard", "rademacher"])
 @pytest.mark.parametrize("target", cpu.targets())
-def test_every_instruction_set(target):
+def test_every_instruction_set(target, kind):
     """Sums in another order: float32 roundings apart, 1e-5 relative as in the conformance suite; codes the same."""
     with cpu.use_target(target):
         assert f"instruction set {target} of" in cpu.description()
-        mine = fast_results(15, 100, 300)
-    expected = fast_results(15, 100, 300)
+        mine = fast_results(15, 100, 300, kind)
+    expected = fast_results(15, 100, 300, kind)
     for name, value in expected.items():
         if name == "codes":
             assert torch.equal(mine[name], value)
@@ -175,17 +183,34 @@ SHAPES = [(1, 1, 9), (1, 7, 1000), (15, 100, 3001), (15, 2048, 4097), (257, 128,
 RUNS = [(t, *s) for t in cpu.targets() for s in SHAPES if t == cpu.targets()[0] or s[0] * s[1] < 2000]
 
 
+@pytest.mark.parametrize("kind", ["hadamard", "rademacher"])
 @pytest.mark.parametrize("target, n, f, c", RUNS)
-def test_same_bits_for_any_number_of_threads_and_every_time(target, n, f, c):
+def test_same_bits_for_any_number_of_threads_and_every_time(target, n, f, c, kind):
     with cpu.use_target(target):
         runs = []
         for count in (1, 2, 2, 3):
             with threads(count):
-                runs.append(fast_results(n, f, c))
+                runs.append(fast_results(n, f, c, kind))
     for other in runs[1:]:
         for name, value in runs[0].items():
             assert same_bits(value, other[name]), name
     assert not same_bits(runs[0]["reverse_kl gradient 1"], runs[0]["reverse_kl gradient 1"] + 1e-7) or f == 1
+
+
+@pytest.mark.parametrize("f, c", [(1, 9), (17, 40), (100, 301), (600, 1000)])
+def test_a_dense_dictionary_of_signs_gives_the_bits_of_the_generated_one(f, c):
+    """Packed and generated codes meet the same kernel."""
+    h1, h2 = embeddings(5, f)
+    generated = make_dictionary("rademacher", f, c, seed=9)
+    dense = cpk.DenseDictionary(generated.to_dense())
+    for first, second in zip(
+        loss_and_gradients(h1, h2, generated, backend="cpu"), loss_and_gradients(h1, h2, dense, backend="cpu"), strict=True
+    ):
+        assert same_bits(first, second)
+    for first, second in zip(
+        cpk.assign(h1, generated, top_k=3, backend="cpu"), cpk.assign(h1, dense, top_k=3, backend="cpu"), strict=True
+    ):
+        assert torch.equal(first, second)
 
 
 # ---- memory --------------------------------------------------------------------------------------------------------------------
@@ -199,31 +224,32 @@ from cases import embeddings, loss_and_gradients, make_dictionary
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MB
 
-backend = sys.argv[1]
+backend, kind = sys.argv[1:]
 grown = {}
 views = embeddings(64, 64)
 def run(c):
-    dictionary = make_dictionary("hadamard", 64, c)
+    dictionary = make_dictionary(kind, 64, c)
     loss_and_gradients(*views, dictionary, backend=backend)
     if backend == "torch":
         return  # slow, and its other functions go through the same chunks
     h = views[0].clone().requires_grad_()
     cpk.projector_logsumexp(h, dictionary, temperature=0.3, backend=backend).sum().backward()
+    cpk.expected_code(h, dictionary, temperature=0.3, backend=backend).sum().backward()
     cpk.assign(h, dictionary, top_k=2, backend=backend)
 run(1 << 10)
 ballast = torch.ones(1 << 25)  # imports peak above what stays: 128 MB close that gap, in which growth could hide
 for log2 in (16, 17):
     run(1 << log2)
     grown[log2] = peak()
-loss_and_gradients(*views, make_dictionary("hadamard", 64, 1 << 17), backend="reference")
+loss_and_gradients(*views, make_dictionary(kind, 64, 1 << 17), backend="reference")
 grown["reference"] = peak()
 print(json.dumps(grown))
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss counts kilobytes on Linux alone")
-@pytest.mark.parametrize("backend", ["cpu", "torch"])
-def test_memory_does_not_grow_with_the_number_of_codes(backend):
+@pytest.mark.parametrize("backend, kind", [("cpu", "hadamard"), ("cpu", "rademacher"), ("torch", "hadamard")])
+def test_memory_does_not_grow_with_the_number_of_codes(backend, kind):
     """From 2^16 to 2^17 codes one (n, c) array grows by 16 MB; allocator noise is a few MB, so 8 MB tells them apart.
 
     Large blocks go straight back to the system (a fixed threshold; malloc's own moves with use), or it would be more.
@@ -231,7 +257,7 @@ def test_memory_does_not_grow_with_the_number_of_codes(backend):
     path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
     run = subprocess.run(
-        [sys.executable, "-c", MEASURE, backend], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", MEASURE, backend, kind], env=environment, capture_output=True, text=True, timeout=300
     )
     assert run.returncode == 0, run.stderr
     peaks = json.loads(run.stdout)

@@ -290,7 +290,7 @@ def test_a_record_of_another_shape_is_refused(tmp_path, change, message):
         results.load(path)
 
 
-def test_missing_broken_and_ambiguous_results(tmp_path, monkeypatch):
+def test_missing_and_broken_results(tmp_path, monkeypatch):
     with pytest.raises(results.ResultsError, match="no such file"):
         results.load(tmp_path / "absent.json")
     (tmp_path / "broken.json").write_text("{")
@@ -299,10 +299,17 @@ def test_missing_broken_and_ambiguous_results(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "RESULTS", tmp_path / "empty")
     with pytest.raises(results.ResultsError, match="holds no results"):
         results.load()
-    (tmp_path / "second.json").write_text("{}")
+
+
+def test_without_a_path_the_latest_record_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "RESULTS", tmp_path)
-    with pytest.raises(results.ResultsError, match="name one of broken.json, second.json"):
-        results.load()
+    for day, name in enumerate(("cplearn_loss-b.json", "cplearn_loss-c.json", "cplearn_loss-a.json")):
+        record = _record()
+        record["machine"]["date"] = f"2026-01-{day % 2 + 10} 10:00 UTC"  # c is the latest
+        results.save(record, tmp_path / name)
+    (tmp_path / "sign_products-d.json").write_text("{}")
+    assert results.latest_result() == tmp_path / "cplearn_loss-c.json"
+    assert results.load()["machine"]["date"] == "2026-01-11 10:00 UTC"
 
 
 # ---- tables and plot ---------------------------------------------------------------------------------------------
@@ -365,6 +372,8 @@ def test_cpu_fields_of_a_cpuinfo():
     text = ("processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu avx avx2 avx512f\n\n"
             "model name\t: Other\nflags\t: sse4_2")
     assert machine.cpu_fields(text) == {"cpu": "Some CPU", "cpu_flags": ["avx", "avx2", "avx512f"]}
+    text = "vendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2\nmodel name\t: Some CPU\n"
+    assert machine.cpu_fields(text)["cpu"] == "Some CPU (family 26, model 2)"
     assert machine.cpu_fields("")["cpu"]
 
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 from oracle import (
     CAST_TOLERANCE,
+    FEW_FEATURES,
+    FEW_FEATURES_TOLERANCES,
     GRADIENT_TOLERANCE,
     LARGE_LOGIT,
     LARGE_LOGIT_GRADIENT_TOLERANCE,
@@ -30,6 +32,18 @@ ROWS = (1, 2, 15, 64, 257)
 SETTINGS = tuple(itertools.product(("reverse_kl", "cross_entropy"), (False, True), (0.0, 0.5, 1.0, 3.0)))
 HALVES = (torch.bfloat16, torch.float16)
 ROW_FUNCTIONS = ("projector_softmax", "projector_logsumexp", "expected_code", "mean_assignment")
+
+
+def dense(f, c):
+    weight = torch.randn(f, c, generator=torch.Generator().manual_seed(3))
+    return cpk.DenseDictionary(weight * math.sqrt(f) / weight.norm(dim=0))
+
+
+OTHER_DICTIONARIES = {
+    "rademacher": lambda f, c: cpk.RademacherDictionary(f, c, seed=2),
+    "dense ±1": lambda f, c: cpk.DenseDictionary(cpk.RademacherDictionary(f, c, seed=5).to_dense()),
+    "dense": dense,
+}
 
 
 def run_loss(dictionary, case, setting, backend):
@@ -105,18 +119,23 @@ def test_loss_of_half_precision_inputs(f, c, n, dtype, conformance):
 
 
 @pytest.mark.parametrize("n", (1, 15, 64))
-@pytest.mark.parametrize("f, c", [(1, 3), (7, 1000), (128, 5000), (384, 1000)])
-@pytest.mark.parametrize("kind", ("rademacher", "dense"))
+@pytest.mark.parametrize("f, c", [(1, 3), (7, 1000), (128, 5000), (384, 1000), (2048, 600)])
+@pytest.mark.parametrize("kind", OTHER_DICTIONARIES)
 def test_loss_with_the_other_dictionaries(kind, f, c, n, conformance):
-    dictionary = cpk.RademacherDictionary(f, c, seed=2)
-    if kind == "dense":
-        weight = torch.randn(f, c, generator=torch.Generator().manual_seed(3))
-        dictionary = cpk.DenseDictionary(weight * math.sqrt(f) / weight.norm(dim=0))
-    for regime in REGIMES:
+    dictionary = OTHER_DICTIONARIES[kind](f, c)
+    for position, regime in enumerate(REGIMES):
         case = make_case(dictionary, n, regime)
         oracle = LossOracle(dictionary, case)
-        for setting in SETTINGS:
-            check_loss(conformance, "torch", oracle, setting, *run_loss(dictionary, case, setting, "torch"))
+        for backend in ("torch",) if kind == "dense" else ("cpu", "torch"):
+            for setting in SETTINGS:
+                check_loss(conformance, backend, oracle, setting, *run_loss(dictionary, case, setting, backend))
+        if kind == "dense":
+            continue
+        for target in cpu.targets()[1:]:
+            setting = SETTINGS[(position * 5 + f + c + n) % len(SETTINGS)]
+            with cpu.use_target(target):
+                answer = run_loss(dictionary, case, setting, "cpu")
+            check_loss(conformance, f"cpu/{target}", oracle, setting, *answer)
 
 
 def test_same_bits_with_one_and_two_threads():
@@ -161,8 +180,9 @@ def test_row_functions(f, c, n, function, dtype, conformance):
             gradient_error = relative_error(gradient, expected_gradient, 1e-2 * scale)
             large = bool(reference.logits(exact, dictionary, temperature=case.temperature).abs().max() > LARGE_LOGIT)
             tolerance = LARGE_LOGIT_GRADIENT_TOLERANCE if large else GRADIENT_TOLERANCE
-            gradient_tolerance = max(tolerance, CAST_TOLERANCE.get(dtype, 0))
-            name = "logits > 60" if large else "logits <= 60"
+            few = backend == "cpu" and f <= FEW_FEATURES
+            gradient_tolerance = max(tolerance, CAST_TOLERANCE.get(dtype, 0), FEW_FEATURES_TOLERANCES[1] if few else 0)
+            name = ("f <= 16, " if f <= FEW_FEATURES else "") + ("logits > 60" if large else "logits <= 60")
             conformance.record(backend, function, dtype, name, value_error, gradient_error, gradient_tolerance)
             assert value_error <= tolerance, (backend, regime, dictionary)
             assert gradient_error <= gradient_tolerance, (backend, regime, dictionary)
@@ -171,14 +191,15 @@ def test_row_functions(f, c, n, function, dtype, conformance):
 @pytest.mark.parametrize("backend", ("cpu", "torch"))
 @pytest.mark.parametrize("f, c, n, top_k", [(1, 3, 2, 3), (7, 1000, 15, 5), (128, 16385, 64, 1), (2048, 3, 257, 2),
                                             (384, 5000, 15, 100)])  # fmt: skip
-def test_assign(f, c, n, top_k, backend):
-    dictionary = cpk.HadamardDictionary(f, c, seed=6)
+@pytest.mark.parametrize("kind", (cpk.HadamardDictionary, cpk.RademacherDictionary))
+def test_assign(kind, f, c, n, top_k, backend):
+    dictionary = kind(f, c, seed=6)
     h = make_case(dictionary, n, "l2").views[0]
     scores, codes = cpk.assign(h, dictionary, top_k=top_k, backend=backend)
     all_scores = reference.logits(h.double(), dictionary, temperature=1.0)
     best = all_scores.topk(top_k, dim=1).values
     # The a-priori bound of a float32 sum: its depth (log2 f butterflies, f terms of a product) times 2^-24 sum |h_k|.
-    depth = math.log2(f) + 3 if backend == "cpu" else f
+    depth = math.log2(f) + 3 if backend == "cpu" and kind is cpk.HadamardDictionary else f
     bound = (depth * 2.0**-24 * h.double().abs().sum(dim=1, keepdim=True)).expand_as(best)
     assert ((scores.double() - best).abs() <= bound).all()
     assert ((all_scores.gather(1, codes) - best).abs() <= 2 * bound).all()
@@ -224,8 +245,9 @@ def test_oracle_is_the_reference():
 
 
 @pytest.mark.parametrize("backend", ("cpu", "torch"))
-def test_finite_for_extreme_inputs(backend):
-    dictionary = cpk.HadamardDictionary(100, 1000)
+@pytest.mark.parametrize("kind", (cpk.HadamardDictionary, cpk.RademacherDictionary))
+def test_finite_for_extreme_inputs(kind, backend):
+    dictionary = kind(100, 1000)
     case = make_case(dictionary, 15, "l2")
     for scale, prior in itertools.product((0.0, 1e-30, 1e4, 1e12), ("reverse_kl", "cross_entropy")):
         views = [(view * scale).requires_grad_() for view in case.views]

@@ -136,7 +136,7 @@ def test_identities_differ_exactly_when_codes_do():
 @pytest.mark.parametrize("kind", DICTIONARY_KINDS)
 def test_rebuilding_from_plain_values(kind):
     d = make_dictionary(kind, 7, 20, seed=2**64 - 1)
-    assert rebuild(d.kind, d.num_features, d.num_codes, d.seed, d.weight).identity() == d.identity()
+    assert rebuild(d.kind, d.num_features, d.num_codes, d.seed, d.weight, d.signs).identity() == d.identity()
 
 
 # ---- dense ----------------------------------------------------------------------------------------------------------
@@ -179,3 +179,30 @@ def test_dense_moves_to_a_device_and_leaves_the_original():
     moved = dictionary.to("meta")
     assert moved.weight.device.type == "meta" and dictionary.weight.device.type == "cpu"
     assert isinstance(moved, cpk.DenseDictionary)
+
+
+@pytest.mark.parametrize("f, c", [(1, 1), (31, 5), (32, 3), (33, 70), (2048, 600)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_packed_signs_of_a_dense_matrix(f, c, dtype):
+    """Bit k % 32 of word k // 32 is set where w_kj = -1, and no bit where there is no coordinate."""
+    weight = torch.randn(f, c, generator=torch.Generator().manual_seed(f)).sign().to(dtype)
+    packed = cpk.DenseDictionary(weight).signs
+    assert packed.dtype == torch.int32 and packed.shape == (c, -(-f // 32))
+    words = packed.long() % (1 << 32)
+    for k in range(words.shape[1] * 32):
+        bits = (words[:, k // 32] >> (k % 32)) & 1
+        assert torch.equal(bits, (weight[k] < 0).long() if k < f else torch.zeros(c, dtype=torch.int64))
+
+
+def test_only_a_matrix_of_signs_is_packed():
+    weight = torch.ones(3, 4)
+    assert cpk.DenseDictionary(weight).signs is not None
+    for other in (0.0, 0.5, 2.0, -3.0):
+        weight[1, 2] = other
+        assert cpk.DenseDictionary(weight).signs is None
+    for kind in ("hadamard", "rademacher"):
+        assert make_dictionary(kind, 3, 4).signs is None
+
+
+def test_packed_signs_move_with_their_matrix():
+    assert cpk.DenseDictionary(-torch.ones(3, 4)).to("meta").signs.device.type == "meta"

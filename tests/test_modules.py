@@ -95,7 +95,7 @@ def test_default_temperatures():
 
 
 def test_backend_is_used():
-    criterion = cpk.CPLearnLoss(make_dictionary("rademacher", 7, 20), backend="cpu")
+    criterion = cpk.CPLearnLoss(make_dictionary("dense", 7, 20), backend="cpu")  # its entries are not ±1
     for call in (lambda: criterion(H1, H2), lambda: criterion.assign(H1)):
         with pytest.raises(RuntimeError, match="'cpu' cannot run"):
             call()

@@ -19,9 +19,11 @@ SHAPES = {
     "expected_code": lambda n: (n, F),
     "mean_assignment": lambda n: (C,),
 }
-ON_CPU = ("projector_logsumexp", "mean_assignment")
+# A dense dictionary of ±1 travels as its packed signs too.
+DICTIONARIES_OF_OPERATORS = {**DICTIONARIES, "dense ±1": cpk.DenseDictionary(DICTIONARIES["rademacher"].to_dense())}
 # (backend, dictionary, dtype) of every path an operator can take here.
 PATHS = [("cpu", "hadamard", torch.float32), ("cpu", "hadamard", torch.float16), ("torch", "hadamard", torch.bfloat16)]
+PATHS += [("cpu", "rademacher", torch.float32), ("cpu", "dense ±1", torch.float32)]
 PATHS += [("torch", kind, torch.float64) for kind in DICTIONARIES] + [("", "hadamard", torch.float32)]
 
 
@@ -37,17 +39,15 @@ def check(operator, *arguments):
 def test_loss_operator(backend, kind, dtype, need_grad):
     h1, h2 = (h.requires_grad_(need_grad) for h in embeddings(3, F, dtype=dtype))
     q = prior_probs(C) if need_grad else None
-    arguments = ops.dictionary_arguments(DICTIONARIES[kind])
+    arguments = ops.dictionary_arguments(DICTIONARIES_OF_OPERATORS[kind])
     check(OPS.loss.default, h1, h2, q, *arguments, 0.5, 1.0, "reverse_kl", need_grad, backend)
 
 
 @pytest.mark.parametrize("backend, kind, dtype", PATHS)
 @pytest.mark.parametrize("name", SHAPES)
 def test_operators_of_one_batch(name, backend, kind, dtype):
-    if backend == "cpu" and name not in ON_CPU:
-        backend = ""
     h = embeddings(3, F, dtype=dtype)[0]
-    arguments = (*ops.dictionary_arguments(DICTIONARIES[kind]), 0.5, backend)
+    arguments = (*ops.dictionary_arguments(DICTIONARIES_OF_OPERATORS[kind]), 0.5, backend)
     operator = getattr(OPS, name).default
     output = operator(h, *arguments)
     kept = output if name == "projector_softmax" else None
@@ -58,7 +58,7 @@ def test_operators_of_one_batch(name, backend, kind, dtype):
 @pytest.mark.parametrize("backend, kind, dtype", PATHS)
 def test_operators_without_a_derivative(backend, kind, dtype):
     h = embeddings(3, F, dtype=dtype)[0]
-    check(OPS.assign.default, h, *ops.dictionary_arguments(DICTIONARIES[kind]), 4, backend)
+    check(OPS.assign.default, h, *ops.dictionary_arguments(DICTIONARIES_OF_OPERATORS[kind]), 4, backend)
     gradient = torch.randn(3, F, dtype=torch.promote_types(dtype, torch.float32))
     check(OPS.loss_backward.default, torch.tensor(2.0).to(gradient), gradient, h)
 
@@ -74,10 +74,12 @@ def test_opcheck_notices_a_wrong_fake():
 
 @pytest.mark.parametrize("kind", DICTIONARIES)
 def test_dictionaries_cross_the_boundary_as_plain_values(kind):
-    weight, *values = ops.dictionary_arguments(DICTIONARIES[kind])
+    weight, signs, *values = ops.dictionary_arguments(DICTIONARIES[kind])
     assert values[:3] == [kind, F, C]
     assert -(2**63) <= values[3] < 2**63
-    assert (weight is None) == (kind != "dense")
+    assert (weight is None) == (kind != "dense") and signs is None
+    of_signs = DICTIONARIES_OF_OPERATORS["dense ±1"]
+    assert ops.dictionary_arguments(of_signs)[1] is of_signs.signs and of_signs.signs.dtype == torch.int32
 
 
 # ---- torch.compile -------------------------------------------------------------------------------------------------------

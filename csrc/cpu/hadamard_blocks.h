@@ -9,6 +9,7 @@
 //   prepare(b, out, both)   the signs of block b, for `logits` and, if `both`, for `add_codes`
 //   logits(tile, signs, sink, scratch)        sink(r, x[R]): the products of the tile's rows with codes r … r + R - 1
 //   add_codes(source, signs, sum, scratch)    sum[place] += Σ_j source(j) w_j[place]; returns Σ_j source(j)
+//   only_read(source)                         calls the source as add_codes does, and nothing more
 //   write_code(code, out, stride, scratch)    out[place * stride] = ±1
 //
 // Sources and sinks are those of walsh_hadamard.h; `scratch` is [max(block, places)][kLanes].
@@ -87,6 +88,9 @@ class HadamardBlocks {
     walsh_hadamard(codes_.log2_block, source, sink, scratch);
     return sink.total;
   }
+
+  template <class Source>
+  void only_read(Source& source) const { CPK_TARGET::only_read(codes_.log2_block, source); }
 
   void write_code(int64_t code, float* out, int64_t stride, uint32_t* scratch) const {
     prepare(code / block, scratch);

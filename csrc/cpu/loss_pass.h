@@ -156,10 +156,7 @@ class LossPass {
           add(dictionary_.add_codes(plain, codes, expected_ + at(view, item, sums_floats_), p),
               mass_ + at(view, item, kLanes));
         } else {
-          for (int64_t k = 0; k < plan_.block; ++k) {
-            weights(k);
-            if (k % 8 == 7) weights.group_done(k / 8);
-          }
+          dictionary_.only_read(weights);
         }
         add(weights.agreement.total(), agreement_ + at(view, item, kLanes));
         if (flushes_ && (round * plan_.group + b + 1) % dictionary_.flush_blocks == 0) {

@@ -178,6 +178,14 @@ class SignBlocks {
                 : look_up_columns<4>(source, transposed, sum);
   }
 
+  template <class Source>
+  void only_read(Source& source) const {
+    for (int64_t k = 0; k < block; ++k) {
+      source(k);
+      if (k % 8 == 7) source.group_done(k / 8);
+    }
+  }
+
   void write_code(int64_t code, float* out, int64_t stride, uint32_t*) const {
     for (int64_t w = 0; w < words_; ++w) {
       const uint32_t word = word_of(code, w);

@@ -80,6 +80,24 @@ CPK_INLINE void single_pass(Source& source, Sink& sink) {
   sink(0, x);
 }
 
+// How many bits the first of several passes takes: those in the middle take three or two each, the first what is left.
+CPK_INLINE int first_bits(int log2_size) {
+  const int remaining = log2_size - kLastLog2;
+  return remaining % 3 == 0 ? 3 : remaining == 1 ? 1 : 2;
+}
+
+// Reads the source as a transform of F = 2^log2_size coordinates would, for what the source sums up on the way: the
+// order decides the last bits.
+template <class Source>
+CPK_INLINE void only_read(int log2_size, Source& source) {
+  const int64_t part = log2_size <= kLastLog2 ? 1 : (int64_t{1} << log2_size) >> first_bits(log2_size);
+  const int64_t radix = (int64_t{1} << log2_size) / part;
+  for (int64_t i = 0; i < part; ++i) {
+    for (int64_t q = 0; q < radix; ++q) source(i + q * part);
+    source.group_done(i);
+  }
+}
+
 // Transform of F = 2^log2_size coordinates. `scratch` is [F][kLanes]; it may be the array that the sink writes, because
 // a group of outputs is stored only after the same group was loaded, and the array that the source reads.
 template <class Source, class Sink>
@@ -98,9 +116,7 @@ CPK_INLINE void walsh_hadamard(int log2_size, Source& source, Sink& sink, float*
   }
   constexpr int kLast = 1 << kLastLog2;
   const int64_t size = int64_t{1} << log2_size;
-  const int remaining = log2_size - kLastLog2;
-  // The passes in the middle take three or two bits each; the first takes what that leaves over.
-  const int first = remaining % 3 == 0 ? 3 : remaining == 1 ? 1 : 2;
+  const int first = first_bits(log2_size);
   const int64_t part = size >> first;
   switch (first) {
     case 1: first_pass<2>(source, scratch, part); break;
@@ -109,7 +125,7 @@ CPK_INLINE void walsh_hadamard(int log2_size, Source& source, Sink& sink, float*
   }
   // Depth first: each part is small enough for the first-level cache, the whole is not.
   for (int64_t begin = 0; begin < size; begin += part) {
-    int bits = remaining - first;
+    int bits = log2_size - kLastLog2 - first;
     int64_t stride = part;
     while (bits > 0) {
       const int step = bits % 3 == 0 ? 3 : 2;
