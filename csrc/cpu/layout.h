@@ -42,7 +42,7 @@ static inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; 
 // enough that barriers do not show.
 struct Schedule {
   static constexpr int64_t kWantedItems = 8;
-  static constexpr int64_t kRoundCodes = 512;
+  static constexpr int64_t kRoundCodes = 256;
 
   int64_t block, blocks, num_codes, tiles, slabs, slab_blocks, group, rounds;
 

@@ -103,7 +103,7 @@ class SignBlocks {
         num_codes(codes.num_codes),
         words_(divide_up(num_features, 32)),
         // Larger tables pay once there are enough sums to look up in each: measured, docs/performance.md.
-        six_(num_features >= 512),
+        six_(num_features >= 256),
         block(block_for(num_features, num_codes)),
         places(six_ ? divide_up(words_ * 32, 24) * 24 : words_ * 32),
         row_words_(six_ ? places / 24 * block : 0),

@@ -13,6 +13,8 @@ typedef float Vec __attribute__((vector_size(4 * CPK_LANES)));
 typedef float VecInMemory __attribute__((vector_size(4 * CPK_LANES), may_alias));
 typedef int32_t VecInt __attribute__((vector_size(4 * CPK_LANES)));
 
+typedef double VecDouble __attribute__((vector_size(8 * CPK_LANES)));
+
 // Half as many 64-bit integers; the generator's products need them.
 constexpr int kWideLanes = CPK_LANES / 2;
 typedef uint64_t VecWide __attribute__((vector_size(4 * CPK_LANES)));
@@ -87,6 +89,12 @@ CPK_INLINE bool any_greater(Vec a, Vec b) {
 
 CPK_INLINE float sum_lanes(Vec v) {
   float total = 0;
+  for (int lane = 0; lane < kLanes; ++lane) total += v[lane];
+  return total;
+}
+
+CPK_INLINE double sum_lanes(const VecDouble& v) {
+  double total = 0;
   for (int lane = 0; lane < kLanes; ++lane) total += v[lane];
   return total;
 }
