@@ -62,14 +62,10 @@ def _memory(bar: MemoryBar, by_name: Mapping[str, Any]) -> dict[str, Any] | None
 
 
 def _linear(bar: LinearBar, by_name: Mapping[str, Any]) -> dict[str, Any] | None:
-    times = {}
-    for name in bar.rows:
-        time = by_name.get(name, {}).get("columns", {}).get(LIBRARY, {}).get("forward_backward")
-        if time is None:
-            return None
-        times[name] = time["median"] / by_name[name]["num_codes"]
-    last = times[bar.rows[-1]]
-    deviations = {name: time / last - 1 for name, time in times.items()}
+    measured = by_name.get(bar.rows[-1], {}).get("linear", {})
+    if not set(bar.rows) <= measured.keys():
+        return None
+    deviations = {name: measured[name]["median"] - 1 for name in bar.rows}
     worst = max(deviations, key=lambda name: abs(deviations[name]))
     text = f"time per code within {bar.within:.0%} of that of {bar.rows[-1]}, from {bar.rows[0]} on"
     spread = [100 * min(deviations.values()), 100 * max(deviations.values())]

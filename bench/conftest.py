@@ -75,16 +75,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ours = [item for item in items if _HERE in item.path.parents]
     if not ours:
         return
-    left_out = {item for item in ours if not bench.wanted(_row_of(item))}
+    left_out = {item for item in ours if (row := item.callspec.params.get("row")) and not bench.wanted(row)}
     if left_out:
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
     if not config.option.collectonly:
         _prepare(bench)
-
-
-def _row_of(item: pytest.Item) -> Row:
-    return item.callspec.params["row"]
 
 
 def _prepare(bench: Bench) -> None:

@@ -6,11 +6,13 @@
      "rows": [{"name", "dictionary", "n", "num_features", "num_codes",
                "columns": {column: {"forward_backward": timing, "forward": timing, "memory": bytes, "error": text}},
                "ratios":  {column: {"forward_backward": spread, "forward": spread}},
-               "agreement": {column: {"loss", "gradient"}}}],
+               "agreement": {column: {"loss", "gradient"}},
+               "linear": {row: spread}}],
      "bars": what `bench.bars.judge` returns}
 
 A timing is {"seconds": one number per round, "median", "q1", "q3", "min", "max"}; a ratio is how many times as long as
-the library that column took, round by round. A part that was not measured is absent; a column that could not run has
+the library that column took, round by round. `linear`, in the last row of a `LinearBar`, is the library's time per code
+in each of the bar's rows as a multiple of that in the last, all of them timed in turns. A part that was not measured is absent; a column that could not run has
 `error` and says why.
 """
 
@@ -19,7 +21,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 from bench.bars import judge
 from bench.machine import slug
@@ -58,6 +60,12 @@ class Collector:
             entry["columns"].setdefault(column, {})[what] = {"seconds": list(values), **spread(values)}
             if column != LIBRARY and LIBRARY in seconds:
                 entry["ratios"].setdefault(column, {})[what] = spread(ratios(values, seconds[LIBRARY]))
+
+    def add_linear(self, rows: Sequence[Row], seconds: Mapping[str, list[float]]) -> None:
+        """Seconds per call and round of the library on each of `rows`, by name, timed in turns."""
+        last = rows[-1]
+        per_code = {row.name: [time / row.num_codes for time in seconds[row.name]] for row in rows}
+        self._row(last)["linear"] = {name: spread(ratios(times, per_code[last.name])) for name, times in per_code.items()}
 
     def add_memory(self, row: Row, column: str, memory: Mapping[str, int]) -> None:
         """The outcome of a memory probe."""

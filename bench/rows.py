@@ -54,7 +54,10 @@ class MemoryBar:
 
 @dataclass(frozen=True)
 class LinearBar:
-    """The library's time per code on `rows` may differ from that of the last by at most the fraction `within`."""
+    """The library's time per code on `rows` may differ from that of the last by at most the fraction `within`.
+
+    What counts is the median over rounds in which all rows took turns.
+    """
 
     rows: tuple[str, ...]
     within: float

@@ -9,29 +9,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from bench.compiled import SOURCES, CompilerError, json_lines
 from bench.machine import describe, slug
 from bench.results import RESULTS
 
-SOURCE = Path(__file__).resolve().parent.parent / "csrc" / "bench" / "sign_products.cpp"
+SOURCE = SOURCES / "sign_products.cpp"
 _CODES, _ROWS = 512, 128
-
-
-def compiled_methods(compiler: str) -> list[dict[str, Any]]:
-    """What the C++ program prints, built with all that this processor has."""
-    with tempfile.TemporaryDirectory() as folder:
-        program = str(Path(folder) / "sign_products")
-        flags = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno"]
-        subprocess.run([compiler, *flags, str(SOURCE), "-o", program], check=True)
-        lines = subprocess.run([program], check=True, capture_output=True, text=True).stdout.splitlines()
-    return [json.loads(line) for line in lines]
 
 
 def torch_methods() -> list[dict[str, Any]]:
@@ -85,12 +73,13 @@ def main(arguments: list[str] | None = None) -> int:
     if given.show is not None:
         print(table(json.loads(given.show.read_text())))
         return 0
-    if shutil.which(given.compiler) is None:
-        print(f"bench.sign_products: no compiler {given.compiler!r}; --compiler names another", file=sys.stderr)
+    try:
+        methods = json_lines(SOURCE, given.compiler)
+    except CompilerError as error:
+        print(f"bench.sign_products: {error}", file=sys.stderr)
         return 1
     machine = describe(threads=1)
-    record = {"schema": 1, "benchmark": "sign_products", "machine": machine,
-              "methods": compiled_methods(given.compiler) + torch_methods()}
+    record = {"schema": 1, "benchmark": "sign_products", "machine": machine, "methods": methods + torch_methods()}
     path = given.json or RESULTS / f"sign_products-{slug(machine['cpu'])}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")

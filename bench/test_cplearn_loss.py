@@ -13,7 +13,7 @@ import pytest
 from bench.agreement import compare, limit_of, oracle
 from bench.columns import Problem, build_loss, forward, forward_backward
 from bench.memory import probe, probe_in_fresh_process
-from bench.rows import LIBRARY, MEGABYTE, ROWS, Row
+from bench.rows import LIBRARY, LINEAR_BARS, MEGABYTE, ROWS, LinearBar, Row, row_named
 from bench.timing import alternate
 
 # Raised inside torch by torch.compile; nothing here calls torch.jit.
@@ -54,6 +54,22 @@ def test_time(bench, row: Row) -> None:
         # Without gradients the compiled column would have to be compiled anew, for the lesser of the two tables.
         calls = {column: partial(forward, loss, problem) for column, loss in losses.items() if column != "compiled"}
         bench.collector.add_times(row, "forward", alternate(calls, bench.rounds))
+
+
+@pytest.mark.parametrize("bar", LINEAR_BARS, ids=lambda bar: bar.rows[-1])
+def test_time_per_code(bench, bar: LinearBar) -> None:
+    """The library on all rows of a bar on time against c, in turns: rows timed one after the other would be compared
+    across minutes, in which a shared machine changes."""
+    rows = [row_named(name) for name in bar.rows]
+    problems = {row.name: Problem(row if bench.measuring else row.shrunk()) for row in rows}
+    calls = {
+        name: partial(forward_backward, build_loss(LIBRARY, problem, bench.backend), problem)
+        for name, problem in problems.items()
+    }
+    seconds = alternate(calls, bench.rounds if bench.measuring else 1)
+    assert all(time > 0 for times in seconds.values() for time in times)
+    if bench.measuring:
+        bench.collector.add_linear(rows, seconds)
 
 
 @each_row

@@ -10,7 +10,7 @@
 //   logits(tile, signs, sink, scratch)        sink(r, x[R]): the products of the tile's rows with codes r … r + R - 1
 //   add_codes(source, signs, sum, scratch)    sum[place] += Σ_j source(j) w_j[place]; returns Σ_j source(j)
 //   only_read(source)                         calls the source as add_codes does, and nothing more
-//   write_code(code, out, stride, scratch)    out[place * stride] = ±1
+//   write_codes(codes, out)                   a tile of kLanes codes: lane i of out[place] is ±1 of codes[i]
 //
 // Sources and sinks are those of walsh_hadamard.h; `scratch` is [max(block, places)][kLanes].
 //
@@ -92,13 +92,30 @@ class HadamardBlocks {
   template <class Source>
   void only_read(Source& source) const { CPK_TARGET::only_read(codes_.log2_block, source); }
 
-  void write_code(int64_t code, float* out, int64_t stride, uint32_t* scratch) const {
-    prepare(code / block, scratch);
-    // Row r of the Sylvester matrix, times the signs: (-1)^popcount(place & r).
-    const uint64_t r = uint64_t(code % block);
-    for (int64_t p = 0; p < block; ++p) {
-      const bool negative = (__builtin_parityll(uint64_t(p) & r) != 0) != (scratch[p] != 0);
-      out[p * stride] = negative ? -1.0f : 1.0f;
+  void write_codes(const int64_t* codes, float* out) const {
+    const VecInt sign_bit = broadcast_int(INT32_MIN);
+    VecInt r;
+    for (int lane = 0; lane < kLanes; ++lane) r[lane] = int32_t(codes[lane] % block);
+    // Row r of the Sylvester matrix, (-1)^popcount(place & r): its second half is the first, with the other sign if r
+    // has that bit.
+    store(out, broadcast(1.0f));
+    for (int64_t half = 1; half < block; half *= 2) {
+      const VecInt sign = ((r & int32_t(half)) != 0) & sign_bit;
+      for (int64_t p = 0; p < half; ++p) {
+        store(out + (half + p) * kLanes, as_float(as_int(load(out + p * kLanes)) ^ sign));
+      }
+    }
+    for (int64_t k = 0; k < num_features; k += 128) {
+      VecInt words[4];
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const uint64_t b = uint64_t(codes[lane] / block);
+        const PhiloxWords drawn = sign_words(codes_.seed, kStreamHadamardSigns, b, uint32_t(k / 128));
+        for (int w = 0; w < 4; ++w) words[w][lane] = int32_t(drawn.word[w]);
+      }
+      for (int64_t j = k; j < smaller(k + 128, num_features); ++j) {
+        float* const to = out + place(j) * kLanes;
+        store(to, as_float(as_int(load(to)) ^ ((words[(j - k) / 32] << (31 - int(j % 32))) & sign_bit)));
+      }
     }
   }
 

@@ -87,23 +87,26 @@ struct Tiles {
     const int64_t features = dictionary.num_features;
     if (dictionary.places != features || rows % kLanes != 0) data.fill(0.0f);
     // Sums of so many such values stay finite; anything larger is clamped, so that finite inputs give finite results.
-    const double limit = 1e30 / double(dictionary.places);
+    const Vec lowest = broadcast(float(-1e30 / double(dictionary.places)));
     in_parallel(threads, [&](int64_t worker, int64_t workers) {
       const Share mine(count, worker, workers);
-      bool not_finite = false;
+      VecInt finite_lanes = ~VecInt{};
       for (int64_t t = mine.begin; t < mine.end; ++t) {
-        const int64_t first = t % per_batch * kLanes, last = smaller(first + kLanes, rows);
-        for (int64_t row = first; row < last; ++row) {
-          const float* from = batches[t / per_batch].data + row * features;
-          float* to = tile(t) + (row - first);
-          for (int64_t k = 0; k < features; ++k) {
-            const double value = from[k] * scale;
-            not_finite |= !(from[k] - from[k] == 0);
-            to[dictionary.place(k) * kLanes] = float(value > limit ? limit : value < -limit ? -limit : value);
+        const int64_t first = t % per_batch * kLanes, height = smaller(kLanes, rows - first);
+        for (int64_t k = 0; k < features; k += kLanes) {
+          const int64_t width = smaller(kLanes, features - k);
+          Vec x[kLanes] = {};
+          for (int64_t row = 0; row < height; ++row) {
+            const Vec given = load_part(batches[t / per_batch].data + (first + row) * features + k, width);
+            finite_lanes &= given - given == Vec{};
+            const Vec scaled = narrowed(scale * widened(given));
+            x[row] = -vmax(-vmax(scaled, lowest), lowest);
           }
+          transpose(x);
+          for (int64_t i = 0; i < width; ++i) store(tile(t) + dictionary.place(k + i) * kLanes, x[i]);
         }
       }
-      if (not_finite) __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
+      if (any_lane(~finite_lanes)) __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
     });
   }
 
@@ -117,10 +120,13 @@ struct Tiles {
 // Copies the lanes of `tile` ([place][lane]) that hold rows into `out`, (rows, num_features).
 template <class Blocks>
 static void store_rows(const Blocks& dictionary, const float* tile, int64_t first_row, int64_t rows, float* out) {
-  const int64_t last = smaller(first_row + kLanes, rows);
-  for (int64_t row = first_row; row < last; ++row) {
-    const float* from = tile + (row - first_row);
-    float* to = out + row * dictionary.num_features;
-    for (int64_t k = 0; k < dictionary.num_features; ++k) to[k] = from[dictionary.place(k) * kLanes];
+  const int64_t height = smaller(kLanes, rows - first_row);
+  for (int64_t k = 0; k < dictionary.num_features; k += kLanes) {
+    const int64_t width = smaller(kLanes, dictionary.num_features - k);
+    Vec x[kLanes] = {};
+    for (int64_t i = 0; i < width; ++i) x[i] = load(tile + dictionary.place(k + i) * kLanes);
+    transpose(x);
+    float* const to = out + first_row * dictionary.num_features + k;
+    for (int64_t row = 0; row < height; ++row) store_part(to + row * dictionary.num_features, x[row], width);
   }
 }

@@ -5,31 +5,6 @@
 
 constexpr float kSmallestMean = 1e-37f;  // keeps a logarithm finite where a mean underflows
 
-// Sums of the lanes of kLanes vectors, in order; neighbours are added first. The vectors are overwritten.
-CPK_INLINE Vec sums_of_lanes(Vec* x) {
-#if CPK_LANES == 16
-#define CPK_EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
-#define CPK_ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
-#elif CPK_LANES == 8
-#define CPK_EVEN 0, 2, 4, 6, 8, 10, 12, 14
-#define CPK_ODD 1, 3, 5, 7, 9, 11, 13, 15
-#else
-#define CPK_EVEN 0, 2, 4, 6
-#define CPK_ODD 1, 3, 5, 7
-#endif
-#pragma GCC unroll 4
-  for (int count = kLanes / 2; count > 0; count /= 2) {
-#pragma GCC unroll 8
-    for (int i = 0; i < count; ++i) {
-      x[i] = __builtin_shufflevector(x[2 * i], x[2 * i + 1], CPK_EVEN) +
-             __builtin_shufflevector(x[2 * i], x[2 * i + 1], CPK_ODD);
-    }
-  }
-#undef CPK_EVEN
-#undef CPK_ODD
-  return x[0];
-}
-
 // Columns are cut into units of this many codes; at most that many are summed in one call below. A multiple of kLanes.
 constexpr int64_t kColumnUnit = 64;
 
@@ -42,7 +17,8 @@ struct Columns {
 
   // `sum_j p̄_j log(p̄_j / q_j)` over codes begin … end - 1, and g_j = log(p̄_j / q_j).
   double reverse_kl(const float* p, int64_t begin, int64_t end) const {
-    VecDouble prior = {};
+    VecDouble prior;
+    double last = 0;  // what does not fill a vector
     // A tile at a time: one stream of memory after the other.
     Vec totals[kColumnUnit] = {};
     for (int64_t t = 0; t < tiles; ++t) {
@@ -59,15 +35,15 @@ struct Columns {
       }
       if (count == kLanes) {
         store(g + j, log_ratio);
-        prior = prior + __builtin_convertvector(mean, VecDouble) * __builtin_convertvector(log_ratio, VecDouble);
+        prior = prior + widened(mean) * widened(log_ratio);
         continue;
       }
       for (int64_t i = 0; i < count; ++i) {
         g[j + i] = log_ratio[i];
-        prior[i] += double(mean[i]) * double(log_ratio[i]);
+        last += double(mean[i]) * double(log_ratio[i]);
       }
     }
-    return sum_lanes(prior);
+    return sum_lanes(prior) + last;
   }
 
   // `-sum_j q_j log p̄_j`, and g_j such that `-q_j exp(log p_ij - log p̄_j) = exp2(u_ij - column_max_j) g_j`: never

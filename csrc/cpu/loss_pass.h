@@ -195,16 +195,15 @@ class LossPass {
     result.invariance = log(double(plan_.num_codes)) - agreement / double(2 * rows_.rows);
     result.prior = prior / 2;
     if (!request_.need_grad) return;
-    Buffer<uint32_t> code_signs(run_.threads * dictionary_.signs);
     in_parallel(run_.threads, [&](int64_t worker, int64_t workers) {
       const Share mine(plan_.tiles, worker, workers);
       for (int64_t tile = mine.begin; tile < mine.end; ++tile) {
-        write_gradients(tile, scratch(worker), code_signs + worker * dictionary_.signs, result.grad);
+        write_gradients(tile, scratch(worker), result.grad);
       }
     });
   }
 
-  // What a row's gradient is made of besides its sums over codes.
+  // What the gradients of a tile's rows are made of besides their sums over codes.
   struct RowScalars {
     double best_p[kLanes], inverse_mass[kLanes], best_weight[kLanes], weight_sum[kLanes];
   };
@@ -213,45 +212,36 @@ class LossPass {
   // B is divided by the sum of the rounded p: `sum_j x_j (w_j - B)` needs weights that sum to 1, and
   // `sigma - beta t` is the sum of the rounded x: both matter where equal codes share a row's mass.
   // `out`: two scratch arrays, for the best codes of the two views and then for the gradients.
-  void write_gradients(int64_t tile, float* out, uint32_t* code_signs, float* const (&grad)[2]) {
+  void write_gradients(int64_t tile, float* out, float* const (&grad)[2]) {
     const double scale = 1 / (2.0 * double(rows_.rows) * request_.temperature), beta = request_.beta;
     RowScalars scalars[2] = {};
     for (int view = 0; view < 2; ++view) {
+      dictionary_.write_codes(sums_.code + rows_.lane_of(view, tile * kLanes), out + view * scratch_floats_);
+      RowScalars& to = scalars[view];
       for (int64_t lane = 0; lane < kLanes; ++lane) {
-        const int64_t row = tile * kLanes + lane;
-        float* code = out + view * scratch_floats_ + lane;
-        RowScalars& to = scalars[view];
-        if (row >= rows_.rows) {  // nothing is written for it, but sums are formed
-          for (int64_t k = 0; k < dictionary_.places; ++k) code[k * kLanes] = 0;
-          continue;
-        }
-        const int64_t i = rows_.lane_of(view, row);
+        const int64_t row = tile * kLanes + lane, i = rows_.lane_of(view, row);
+        if (row >= rows_.rows) continue;  // nothing is written for it
         to.best_p[lane] = 1 / (1 + sums_.others[i]);
         to.inverse_mass[lane] = 1 / (total(mass_, view, row) + to.best_p[lane]);
         to.best_weight[lane] = best_prior_weight_[i] - beta * kLn2 * to.best_p[lane] * best_partner_u_[i];
         to.weight_sum[lane] = total(weight_sum_, view, row) + to.best_weight[lane];
-        dictionary_.write_code(sums_.code[i], code, kLanes, code_signs);
       }
     }
     for (int64_t i = 0; i < places_; i += kLanes) {
-      double expected[2][kLanes], pull[2][kLanes];
+      VecDouble expected[2], pull[2];
+#pragma GCC unroll 2
       for (int view = 0; view < 2; ++view) {
-        sum_over_slabs(expected_, flushed_expected_, view, tile, i, expected[view]);
-        sum_over_slabs(pull_, flushed_pull_, view, tile, i, pull[view]);
         const RowScalars& from = scalars[view];
-        const float* code = out + view * scratch_floats_ + i;
-        for (int lane = 0; lane < kLanes; ++lane) {
-          expected[view][lane] = (expected[view][lane] + from.best_p[lane] * code[lane]) * from.inverse_mass[lane];
-          pull[view][lane] += from.best_weight[lane] * code[lane];
-        }
+        const VecDouble code = widened(load(out + view * scratch_floats_ + i));
+        expected[view] = sum_over_slabs(expected_, flushed_expected_, view, tile, i);
+        expected[view] = (expected[view] + load_doubles(from.best_p) * code) * load_doubles(from.inverse_mass);
+        pull[view] = sum_over_slabs(pull_, flushed_pull_, view, tile, i) + load_doubles(from.best_weight) * code;
       }
+#pragma GCC unroll 2
       for (int view = 0; view < 2; ++view) {
-        float* to = out + view * scratch_floats_ + i;
-        for (int lane = 0; lane < kLanes; ++lane) {
-          const double b = expected[view][lane];
-          to[lane] = float(scale * (pull[view][lane] - scalars[view].weight_sum[lane] * b +
-                                    beta * (b - expected[1 - view][lane])));
-        }
+        const VecDouble b = expected[view];
+        const VecDouble sum = pull[view] - load_doubles(scalars[view].weight_sum) * b + beta * (b - expected[1 - view]);
+        store(out + view * scratch_floats_ + i, narrowed(scale * sum));
       }
     }
     for (int view = 0; view < 2; ++view) {
@@ -260,15 +250,15 @@ class LossPass {
   }
 
   // One place of an accumulator, what was flushed from it included.
-  void sum_over_slabs(const Buffer<float>& recent, const Buffer<double>& flushed, int view, int64_t tile, int64_t i,
-                      double (&sum)[kLanes]) const {
-    for (int lane = 0; lane < kLanes; ++lane) sum[lane] = 0;
+  CPK_INLINE VecDouble sum_over_slabs(const Buffer<float>& recent, const Buffer<double>& flushed, int view, int64_t tile,
+                           int64_t i) const {
+    VecDouble sum;
     for (int64_t s = 0; s < plan_.slabs; ++s) {
       const int64_t from = at(view, s * plan_.tiles + tile, sums_floats_) + i;
-      for (int lane = 0; lane < kLanes; ++lane) sum[lane] += recent[from + lane];
-      if (!flushes_) continue;
-      for (int lane = 0; lane < kLanes; ++lane) sum[lane] += flushed[from + lane];
+      sum = sum + widened(load(recent + from));
+      if (flushes_) sum = sum + load_doubles(flushed + from);
     }
+    return sum;
   }
 
   const Blocks& dictionary_;

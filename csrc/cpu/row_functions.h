@@ -215,16 +215,14 @@ static void expected_code_backward(const Blocks& dictionary, const Batch& batch,
   row_pass(dictionary, rows, run, sums);
   const Batch upstream_batch{upstream, batch.rows};
   const Tiles upstream_rows(dictionary, &upstream_batch, 1, 1.0, run.threads);
-  Buffer<float> best_code_products(batch.rows);
-  Buffer<float> code(dictionary.places);
-  Buffer<uint32_t> signs(dictionary.signs);
-  for (int64_t row = 0; row < batch.rows; ++row) {
-    dictionary.write_code(sums.code[row], code + 0, 1, signs + 0);
-    double product = 0;
-    for (int64_t k = 0; k < dictionary.num_features; ++k) {
-      product += double(upstream[row * dictionary.num_features + k]) * code[dictionary.place(k)];
+  Buffer<float> best_code_products(rows.count * kLanes), code(dictionary.places * kLanes);
+  for (int64_t t = 0; t < rows.count; ++t) {
+    dictionary.write_codes(sums.code + t * kLanes, code + 0);
+    VecDouble product;
+    for (int64_t i = 0; i < dictionary.places * kLanes; i += kLanes) {
+      product = product + widened(load(upstream_rows.tile(t) + i) * load(code + i));
     }
-    best_code_products[row] = float(product);
+    store(best_code_products + t * kLanes, narrowed(product));
   }
   const WeightPerEntry weights{upstream_rows, best_code_products};
   sum_codes(dictionary, rows, sums, weights, 1 / temperature, run, grad);

@@ -44,6 +44,7 @@ struct OnlineMaxSum {
     for (int q = 0; q < R; ++q) {
       const VecInt found = pending & (x[q] == best);
       total = total + (found ? broadcast(0.0f) : exp2_nonpositive(x[q] - best));
+      if (!any_lane(found)) continue;
       pending = pending & ~found;
       for (int lane = 0; lane < kLanes; ++lane) {
         if (found[lane]) code[lane] = first_code + r + q;

@@ -186,12 +186,16 @@ class SignBlocks {
     }
   }
 
-  void write_code(int64_t code, float* out, int64_t stride, uint32_t*) const {
+  void write_codes(const int64_t* codes, float* out) const {
     for (int64_t w = 0; w < words_; ++w) {
-      const uint32_t word = word_of(code, w);
-      for (int64_t i = 0; i < 32; ++i) out[(w * 32 + i) * stride] = word >> i & 1 ? -1.0f : 1.0f;
+      VecInt words;
+      for (int lane = 0; lane < kLanes; ++lane) words[lane] = int32_t(word_of(codes[lane], w));
+      for (int i = 0; i < 32; ++i) {
+        const VecInt sign = (words << (31 - i)) & broadcast_int(INT32_MIN);
+        store(out + (w * 32 + i) * kLanes, as_float(as_int(broadcast(1.0f)) ^ sign));
+      }
     }
-    for (int64_t k = words_ * 32; k < places; ++k) out[k * stride] = 0;
+    for (int64_t k = words_ * 32; k < places; ++k) store(out + k * kLanes, Vec{});
   }
 
  private:

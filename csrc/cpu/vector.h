@@ -13,8 +13,6 @@ typedef float Vec __attribute__((vector_size(4 * CPK_LANES)));
 typedef float VecInMemory __attribute__((vector_size(4 * CPK_LANES), may_alias));
 typedef int32_t VecInt __attribute__((vector_size(4 * CPK_LANES)));
 
-typedef double VecDouble __attribute__((vector_size(8 * CPK_LANES)));
-
 // Half as many 64-bit integers; the generator's products need them.
 constexpr int kWideLanes = CPK_LANES / 2;
 typedef uint64_t VecWide __attribute__((vector_size(4 * CPK_LANES)));
@@ -26,6 +24,17 @@ CPK_INLINE Vec broadcast(float value) { return value - Vec{}; }
 CPK_INLINE VecInt broadcast_int(int32_t value) { return value - VecInt{}; }
 CPK_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecInMemory*>(p); }
 CPK_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecInMemory*>(p) = v; }
+// The first `count` floats, zeros behind them; at any address.
+CPK_INLINE Vec load_part(const float* p, int64_t count) {
+  Vec v = {};
+  if (count >= kLanes) memcpy(&v, p, sizeof v);  // one instruction
+  else memcpy(&v, p, sizeof(float) * size_t(count));
+  return v;
+}
+CPK_INLINE void store_part(float* p, Vec v, int64_t count) {
+  if (count >= kLanes) memcpy(p, &v, sizeof v);
+  else memcpy(p, &v, sizeof(float) * size_t(count));
+}
 CPK_INLINE VecInt as_int(Vec v) { return (VecInt)v; }
 CPK_INLINE Vec as_float(VecInt v) { return (Vec)v; }
 
@@ -43,13 +52,52 @@ CPK_INLINE VecWide multiply_lower_halves(VecWide a, uint32_t b) {
 #endif
 }
 
+// A double per lane: two vectors of half as many. (A vector of twice the length the compiler would keep in memory.)
+struct VecDouble {
+  typedef double Half __attribute__((vector_size(4 * CPK_LANES)));
+  Half low = {}, high = {};
+};
+CPK_INLINE VecDouble operator+(VecDouble a, VecDouble b) { return {a.low + b.low, a.high + b.high}; }
+CPK_INLINE VecDouble operator-(VecDouble a, VecDouble b) { return {a.low - b.low, a.high - b.high}; }
+CPK_INLINE VecDouble operator*(VecDouble a, VecDouble b) { return {a.low * b.low, a.high * b.high}; }
+CPK_INLINE VecDouble operator*(double a, VecDouble b) { return {a * b.low, a * b.high}; }
+CPK_INLINE VecDouble load_doubles(const double* p) {
+  VecDouble v;
+  memcpy(&v.low, p, sizeof v.low);
+  memcpy(&v.high, p + kLanes / 2, sizeof v.high);
+  return v;
+}
+#if CPK_LANES == 16
+#define CPK_FIRST 0, 1, 2, 3, 4, 5, 6, 7
+#define CPK_SECOND 8, 9, 10, 11, 12, 13, 14, 15
+#elif CPK_LANES == 8
+#define CPK_FIRST 0, 1, 2, 3
+#define CPK_SECOND 4, 5, 6, 7
+#else
+#define CPK_FIRST 0, 1
+#define CPK_SECOND 2, 3
+#endif
+CPK_INLINE VecDouble widened(Vec v) {
+  return {__builtin_convertvector(__builtin_shufflevector(v, v, CPK_FIRST), VecDouble::Half),
+          __builtin_convertvector(__builtin_shufflevector(v, v, CPK_SECOND), VecDouble::Half)};
+}
+CPK_INLINE Vec narrowed(VecDouble v) {
+  typedef float Part __attribute__((vector_size(2 * CPK_LANES)));
+  return __builtin_shufflevector(__builtin_convertvector(v.low, Part), __builtin_convertvector(v.high, Part), CPK_FIRST,
+                                 CPK_SECOND);
+}
+#undef CPK_FIRST
+#undef CPK_SECOND
+
 // `mask` is 0 or the sign bit in every lane.
 CPK_INLINE Vec flip_sign(Vec v, uint32_t mask) { return as_float(as_int(v) ^ broadcast_int(int32_t(mask))); }
 
 // The value itself, rounded: the compiler must not merge the product that made it into a following addition. For
 // results that have to be the same bits in code that uses more of them and in code that uses less.
 CPK_INLINE Vec rounded(Vec v) {
-#if defined(__x86_64__)
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));  // any of the 32 registers
+#elif defined(__x86_64__)
   asm("" : "+x"(v));
 #elif defined(__aarch64__)
   asm("" : "+w"(v));
@@ -71,21 +119,80 @@ CPK_INLINE Vec vmax(Vec a, Vec b) {
 #endif
 }
 
-// Whether a > b in any lane.
-CPK_INLINE bool any_greater(Vec a, Vec b) {
+// Whether a mask of 0 or -1 per lane has a -1.
+CPK_INLINE bool any_lane(VecInt mask) {
 #if defined(__AVX512F__) && CPK_LANES == 16
-  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ) != 0;
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
 #elif defined(__AVX2__) && CPK_LANES == 8
-  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_GT_OQ)) != 0;
+  return _mm256_movemask_ps((__m256)mask) != 0;
 #elif defined(__SSE2__) && CPK_LANES == 4
-  return _mm_movemask_ps(_mm_cmpgt_ps((__m128)a, (__m128)b)) != 0;
+  return _mm_movemask_ps((__m128)mask) != 0;
 #else
-  const VecInt greater = a > b;
   int32_t any = 0;
-  for (int lane = 0; lane < kLanes; ++lane) any |= greater[lane];
+  for (int lane = 0; lane < kLanes; ++lane) any |= mask[lane];
   return any != 0;
 #endif
 }
+
+// Whether a > b in any lane.
+CPK_INLINE bool any_greater(Vec a, Vec b) {
+#if defined(__AVX512F__) && CPK_LANES == 16
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ) != 0;  // no detour over a vector
+#else
+  return any_lane(a > b);
+#endif
+}
+
+// Where to find the even and odd lanes of two vectors, and what interleaves their first and second halves.
+#if CPK_LANES == 16
+#define CPK_EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define CPK_ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#define CPK_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define CPK_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif CPK_LANES == 8
+#define CPK_EVEN 0, 2, 4, 6, 8, 10, 12, 14
+#define CPK_ODD 1, 3, 5, 7, 9, 11, 13, 15
+#define CPK_LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define CPK_HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define CPK_EVEN 0, 2, 4, 6
+#define CPK_ODD 1, 3, 5, 7
+#define CPK_LOW 0, 4, 1, 5
+#define CPK_HIGH 2, 6, 3, 7
+#endif
+
+// Sums of the lanes of kLanes vectors, in order; neighbours are added first. The vectors are overwritten.
+CPK_INLINE Vec sums_of_lanes(Vec* x) {
+#pragma GCC unroll 4
+  for (int count = kLanes / 2; count > 0; count /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < count; ++i) {
+      x[i] = __builtin_shufflevector(x[2 * i], x[2 * i + 1], CPK_EVEN) +
+             __builtin_shufflevector(x[2 * i], x[2 * i + 1], CPK_ODD);
+    }
+  }
+  return x[0];
+}
+
+// Lane j of vector i becomes lane i of vector j. Each interleaving moves one bit of i into j and one of j into i.
+CPK_INLINE void transpose(Vec (&x)[kLanes]) {
+#pragma GCC unroll 4
+  for (int bit = 1; bit < kLanes; bit *= 2) {
+    Vec y[kLanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < kLanes / 2; ++i) {
+      y[2 * i] = __builtin_shufflevector(x[i], x[i + kLanes / 2], CPK_LOW);
+      y[2 * i + 1] = __builtin_shufflevector(x[i], x[i + kLanes / 2], CPK_HIGH);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) x[i] = y[i];
+  }
+}
+
+#undef CPK_EVEN
+#undef CPK_ODD
+#undef CPK_LOW
+#undef CPK_HIGH
 
 CPK_INLINE float sum_lanes(Vec v) {
   float total = 0;
@@ -95,7 +202,8 @@ CPK_INLINE float sum_lanes(Vec v) {
 
 CPK_INLINE double sum_lanes(const VecDouble& v) {
   double total = 0;
-  for (int lane = 0; lane < kLanes; ++lane) total += v[lane];
+  for (int lane = 0; lane < kLanes / 2; ++lane) total += v.low[lane];
+  for (int lane = 0; lane < kLanes / 2; ++lane) total += v.high[lane];
   return total;
 }
 
