@@ -11,7 +11,7 @@ from bench.results import ResultsError, load, latest_result
 from bench.rows import COLUMN_TITLES, LIBRARY, MEGABYTE
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; dashes and markers tell f.
-_COLOURS = {LIBRARY: "#0072B2", "one_thread": "#56B4E9", "eager": "#D55E00", "tidy": "#009E73", "compiled": "#CC79A7"}
+_COLOURS = {LIBRARY: "#0072B2", "eager": "#D55E00", "tidy": "#009E73", "compiled": "#CC79A7"}
 _FEATURE_STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
 
 # Where "no growth" is drawn on a logarithmic axis; the kernel's own count of resident pages is no finer.
@@ -24,13 +24,16 @@ def series(record: Mapping[str, Any], n: int) -> tuple[Series, Series]:
     """Seconds of forward + backward, and megabytes, against c: points by (column, f), sorted by c.
 
     A column's memory is the growth of the peak during the call plus the dense codes it holds, which is what c costs
-    its user. Only Hadamard rows with `n` rows per view are taken, so that a line varies in c alone.
+    its user. Only Hadamard rows with `n` rows per view are taken, so that a line varies in c alone, and not the library
+    on one thread, which has few.
     """
     times: Series = {}
     memory: Series = {}
     wanted = (row for row in record["rows"] if row["n"] == n and row["dictionary"] == "hadamard")
     for row in sorted(wanted, key=lambda row: row["num_codes"]):
         for column, part in row["columns"].items():
+            if column not in _COLOURS:
+                continue
             key, c = (column, row["num_features"]), row["num_codes"]
             if "forward_backward" in part:
                 times.setdefault(key, []).append((c, part["forward_backward"]["median"]))

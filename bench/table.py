@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 from bench.results import ResultsError, load
-from bench.rows import COLUMN_TITLES, LIBRARY, MEGABYTE
+from bench.rows import COLUMN_TITLES, LIBRARY, MEGABYTE, ONE_THREAD
 
 Record = Mapping[str, Any]
 _SIZE = ("dictionary", "n", "f", "c")
@@ -120,8 +120,8 @@ def text(record: Record) -> str:
 
 
 def readme(record: Record) -> str:
-    """The README's markdown table: the compared rows, with each column's multiple of the library's time."""
-    columns = _columns(record)
+    """The README's markdown table: the rows compared with formulas, whose columns show their multiple of its time."""
+    columns = [name for name in _columns(record) if name != ONE_THREAD]
     others = [name for name in columns if name != LIBRARY]
     lines = [[*_SIZE, *(COLUMN_TITLES[name] for name in columns)]]
     for row in record["rows"]:
