@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -92,10 +93,12 @@ def test_loss_and_gradient_with_more_than_32_bits_of_codes():
 
 
 INTERRUPTED = """
+import signal
 import sys
 import torch
 import cplearn_kernels as cpk
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with SIGINT ignored
 torch.set_num_threads(2)
 kind, function = sys.argv[1:]
 dictionary = getattr(cpk, kind)(64, 1 << 36)  # would take hours
@@ -124,6 +127,8 @@ print("usable", flush=True)
 def test_long_calls_can_be_interrupted(kind, function):
     """Ctrl-C ends the call within a second or so with KeyboardInterrupt, and the next call works."""
     process = subprocess.Popen([sys.executable, "-c", INTERRUPTED, kind, function], stdout=subprocess.PIPE, text=True)
+    limit = threading.Timer(120, process.kill)  # then the pipe closes, and the test fails instead of waiting
+    limit.start()
     try:
         assert process.stdout.readline() == "started\n"
         time.sleep(0.5)
@@ -134,6 +139,7 @@ def test_long_calls_can_be_interrupted(kind, function):
         assert time.monotonic() - sent < 10  # on a busy machine; alone it is 0.1 s
         assert process.stdout.read() == "usable\n" and process.wait(timeout=60) == 0
     finally:
+        limit.cancel()
         process.kill()
         process.stdout.close()
         process.wait()
