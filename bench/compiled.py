@@ -1,13 +1,17 @@
-"""Runs the small C++ programs of csrc/bench, built with all that this processor has."""
+"""Runs the small C++ programs of csrc/bench, built with all that this processor has, and reports what they measure."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
+
+from bench.machine import describe, slug
+from bench.results import RESULTS
 
 SOURCES = Path(__file__).resolve().parent.parent / "csrc" / "bench"
 
@@ -33,3 +37,33 @@ def json_lines(source: Path, compiler: str) -> list[dict[str, Any]]:
             raise CompilerError(f"{compiler} failed on {source.name}: {built.stderr.strip()[:500]}")
         lines = subprocess.run([program], check=True, capture_output=True, text=True).stdout.splitlines()
     return [json.loads(line) for line in lines]
+
+
+def report(
+    benchmark: str,
+    part: str,
+    measure: Callable[[], list[dict[str, Any]]],
+    table: Callable[[dict[str, Any]], str],
+    path: Path | None,
+) -> int:
+    """Measures, writes the JSON and prints the table; returns the exit status.
+
+    Args:
+        benchmark: names the record and, with the processor, its file in `bench/results`.
+        part: the record's key for what was measured.
+        measure: does the work; a `CompilerError` becomes a message.
+        table: a record as markdown.
+        path: the file to write instead.
+    """
+    machine = describe(threads=1)  # while the machine is still idle
+    try:
+        record = {"schema": 1, "benchmark": benchmark, "machine": machine, part: measure()}
+    except CompilerError as error:
+        print(f"bench.{benchmark}: {error}", file=sys.stderr)
+        return 1
+    path = path or RESULTS / f"{benchmark}-{slug(machine['cpu'])}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    print(table(record))
+    print(f"written: {path.name}")
+    return 0

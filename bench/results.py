@@ -12,8 +12,8 @@
 
 A timing is {"seconds": one number per round, "median", "q1", "q3", "min", "max"}; a ratio is how many times as long as
 the library that column took, round by round. `linear`, in the last row of a `LinearBar`, is the library's time per code
-in each of the bar's rows as a multiple of that in the last, all of them timed in turns. A part that was not measured is absent; a column that could not run has
-`error` and says why.
+in each of the bar's rows as a multiple of that in the last, all of them timed in turns. A part that was not measured is
+absent; a column that could not run has `error` and says why.
 """
 
 from __future__ import annotations

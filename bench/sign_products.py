@@ -14,9 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.compiled import SOURCES, CompilerError, json_lines
-from bench.machine import describe, slug
-from bench.results import RESULTS
+from bench.compiled import SOURCES, json_lines, report
 
 SOURCE = SOURCES / "sign_products.cpp"
 _CODES, _ROWS = 512, 128
@@ -73,19 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given.show is not None:
         print(table(json.loads(given.show.read_text())))
         return 0
-    try:
-        methods = json_lines(SOURCE, given.compiler)
-    except CompilerError as error:
-        print(f"bench.sign_products: {error}", file=sys.stderr)
-        return 1
-    machine = describe(threads=1)
-    record = {"schema": 1, "benchmark": "sign_products", "machine": machine, "methods": methods + torch_methods()}
-    path = given.json or RESULTS / f"sign_products-{slug(machine['cpu'])}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(table(record))
-    print(f"written: {path.name}")
-    return 0
+    return report("sign_products", "methods", lambda: json_lines(SOURCE, given.compiler) + torch_methods(), table, given.json)
 
 
 if __name__ == "__main__":

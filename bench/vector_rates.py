@@ -5,14 +5,11 @@ start from. Writes JSON, prints a table.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from bench.compiled import SOURCES, CompilerError, json_lines
-from bench.machine import describe, slug
-from bench.results import RESULTS
+from bench.compiled import SOURCES, json_lines, report
 
 SOURCE = SOURCES / "vector_rates.cpp"
 
@@ -31,19 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--compiler", default="c++", help="C++ compiler, GCC or Clang (default: c++)")
     parser.add_argument("--json", type=Path, default=None, help="results file (default: in bench/results)")
     given = parser.parse_args(arguments)
-    machine = describe(threads=1)
-    try:
-        record = {"schema": 1, "benchmark": "vector_rates", "machine": machine,
-                  "operations": json_lines(SOURCE, given.compiler)}
-    except CompilerError as error:
-        print(f"bench.vector_rates: {error}", file=sys.stderr)
-        return 1
-    path = given.json or RESULTS / f"vector_rates-{slug(machine['cpu'])}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(table(record))
-    print(f"written: {path.name}")
-    return 0
+    return report("vector_rates", "operations", lambda: json_lines(SOURCE, given.compiler), table, given.json)
 
 
 if __name__ == "__main__":

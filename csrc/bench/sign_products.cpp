@@ -17,13 +17,7 @@
 #include <immintrin.h>
 #endif
 
-#if defined(__AVX512F__)
-#define CPK_LANES 16
-#elif defined(__AVX2__)
-#define CPK_LANES 8
-#else
-#define CPK_LANES 4
-#endif
+#include "lanes.h"
 
 #include "../cpu/vector.h"
 

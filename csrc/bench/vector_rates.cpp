@@ -4,13 +4,7 @@
 #include <cstdint>
 #include <cstdio>
 
-#if defined(__AVX512F__)
-#define CPK_LANES 16
-#elif defined(__AVX2__)
-#define CPK_LANES 8
-#else
-#define CPK_LANES 4
-#endif
+#include "lanes.h"
 
 typedef float Vec __attribute__((vector_size(4 * CPK_LANES)));
 
