@@ -8,12 +8,11 @@ import types
 import torch
 
 from ..dictionary import Dictionary
-from . import cpu, torch_chunked
+from . import cpu, torch_chunked, triton_backend
 
 # Fastest first: the order in which a call without a named backend tries them.
-_IMPLEMENTED = {cpu.NAME: cpu, torch_chunked.NAME: torch_chunked}
+_IMPLEMENTED = {cpu.NAME: cpu, triton_backend.NAME: triton_backend, torch_chunked.NAME: torch_chunked}
 _PLANNED = {
-    "triton": "its GPU kernels are not part of this version",
     "cuda": "its GPU kernels are not part of this version",
 }
 NAMES = ("reference", *_IMPLEMENTED, *_PLANNED)
@@ -99,7 +98,7 @@ def select(name: str | None, function: str, dictionary: Dictionary, h: torch.Ten
         return next(
             module
             for module in _IMPLEMENTED.values()
-            if _objection(module, function, dictionary, h) is None and module.reservation(dictionary) is None
+            if _objection(module, function, dictionary, h) is None and module.reservation(dictionary, h.device) is None
         )
     if name in _PLANNED:
         raise RuntimeError(f"backend {name!r} cannot run: {_PLANNED[name]}")

@@ -50,7 +50,7 @@ def unsupported_dictionary(dictionary: Dictionary) -> str | None:
     return "it serves a dense dictionary whose entries are all +1 or -1; this one has others"
 
 
-def reservation(dictionary: Dictionary) -> str | None:
+def reservation(dictionary: Dictionary, device: torch.device) -> str | None:
     """Why a call that names no backend should not come here, or None.
 
     With few features nothing averages the rounding of a float32 logit, and many equal codes share a row's mass: the

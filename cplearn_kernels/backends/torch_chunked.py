@@ -40,7 +40,7 @@ def unsupported_dictionary(dictionary: Dictionary) -> str | None:
     return None
 
 
-def reservation(dictionary: Dictionary) -> str | None:
+def reservation(dictionary: Dictionary, device: torch.device) -> str | None:
     """Why a call that names no backend should not come here, or None."""
     return None
 

@@ -1,0 +1,237 @@
+"""Backend "triton": every function on GPUs, for Hadamard, Rademacher and dense ±1 dictionaries, without a compiler.
+
+Each function computes the formula of the function of the same name in `reference.py`: products on the tensor cores with
+float16 halves of the data (22 bits) and exact ±1, sums in float32, sums across tiles in float64. Memory is
+O(n f + 2^22), whatever c is, but for `projector_softmax`, whose result is n x c. No call waits for the device.
+
+Under TRITON_INTERPRET=1 the same kernels run on CPU tensors, slowly: that is how they are tested without a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from ..dictionary import Dictionary
+
+try:
+    import triton
+
+    from .triton_batch import CENTRED, CROSS_ENTROPY, EXPECTED, GIVEN, REVERSE_KL, SECOND, SPAN, Batch
+    from .triton_codes import codes_of
+    from .triton_configurations import architecture, verified
+except ImportError as error:
+    triton, _import_error = None, str(error)
+
+NAME = "triton"
+# A dense dictionary is served if all entries are ±1: `Dictionary.signs` then holds them packed to bits.
+DICTIONARIES = ("hadamard", "rademacher", "dense")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+FUNCTIONS = (
+    "cplearn_loss", "projector_softmax", "projector_logsumexp", "expected_code", "mean_assignment", "assign",
+)  # fmt: skip
+
+_MAX_FEATURES = 8192
+_MAX_CODES = 1 << 30
+_LOG2_E = 1.4426950408889634
+_LN_2 = 0.6931471805599453
+# Scores that `assign` holds at a time for top_k > 1.
+_SCORES = 1 << 22
+
+
+def unavailable() -> str | None:
+    """Why this backend cannot run on this machine, or None."""
+    if triton is None:
+        return f"Triton cannot be imported: {_import_error}"
+    if _interpreted() or torch.cuda.is_available():
+        return None
+    return "no GPU that PyTorch can use (TRITON_INTERPRET=1 runs it on CPU tensors, for tests)"
+
+
+def unsupported_device(device: torch.device) -> str | None:
+    """Why tensors on `device` cannot be used, or None."""
+    if _interpreted():
+        return None if device.type == "cpu" else f"TRITON_INTERPRET is set: it serves CPU tensors, got one on {device}"
+    return None if device.type == "cuda" else f"it serves tensors on a GPU, got one on {device}"
+
+
+def unsupported_dictionary(dictionary: Dictionary) -> str | None:
+    """Why the codes of `dictionary` cannot be used, or None."""
+    if dictionary.kind == "dense" and dictionary.signs is None:
+        return "it serves a dense dictionary whose entries are all +1 or -1; this one has others"
+    if dictionary.num_features > _MAX_FEATURES:
+        return f"it serves up to {_MAX_FEATURES} features, got {dictionary.num_features}"
+    if dictionary.num_codes > _MAX_CODES:
+        return f"it serves up to 2^30 codes, got {dictionary.num_codes}"
+    return None
+
+
+def reservation(dictionary: Dictionary, device: torch.device) -> str | None:
+    """Why a call that names no backend should not come here, or None."""
+    if _interpreted():
+        return "the interpreter is for tests"
+    if dictionary.num_features <= 16:
+        return "float32 logits lack precision for 16 features and fewer"
+    if architecture(device) not in verified():
+        return f"its tests have not been run on {architecture(device)}: name it to use it"
+    return None
+
+
+def description() -> str:
+    """One line on what runs."""
+    if _interpreted():
+        return f"Triton {triton.__version__} kernels in the interpreter, on CPU tensors: for tests"
+    arch = architecture(torch.device("cuda", torch.cuda.current_device()))
+    state = "tested on it" if arch in verified() else "not yet tested on it: runs when named"
+    return f"Triton {triton.__version__} kernels on {torch.cuda.get_device_name()}, {arch}, {state}"
+
+
+def cplearn_loss(h1, h2, dictionary, temperature, beta, prior, prior_probs, need_grad):
+    """`reference.cplearn_loss` with its gradient: (loss, invariance, prior, grad1, grad2); no need, empty gradients.
+
+    Four passes over the codes, p̄ complete for a span of codes at a time: best codes, column sums, row sums, and, for
+    the gradient, one sum of codes weighted as docs/mathematics.md derives. Beyond 2^22 codes the column sums are made
+    twice, because the row sums of all codes come before the first weight.
+    """
+    mode = {"reverse_kl": REVERSE_KL, "cross_entropy": CROSS_ENTROPY}[prior]
+    if prior_probs is not None:
+        prior_probs = prior_probs.to(torch.float32).contiguous()
+    batch = _batch([h1, h2], dictionary, temperature)
+    batch.find_best()
+    state = batch.empty_state()
+    prior_value = torch.zeros((), dtype=torch.float64, device=h1.device)
+    slopes = None
+    for start, span, table in batch.spans():
+        slopes, prior_sums = batch.columns(start, span, table, mode, prior_probs)
+        prior_value += prior_sums.sum()
+        batch.row_sums(state, start, span, table, slopes, mode, prior_probs)
+    share, invariance_terms = batch.finish_row_sums(state, beta)
+    invariance, prior_value = invariance_terms.sum() / (2 * batch.n), prior_value / 2
+    terms = tuple(term.to(torch.float32) for term in (prior_value + beta * invariance, invariance, prior_value))
+    if not need_grad:
+        return *terms, h1.new_empty(0, dtype=torch.float32), h1.new_empty(0, dtype=torch.float32)
+
+    def slopes_of(start, span, table):
+        return slopes if dictionary.num_codes <= SPAN else batch.columns(start, span, table, mode, prior_probs)[0]
+
+    sums = batch.weighted_codes(mode, slopes_of, beta, prior_probs)
+    return *terms, *batch.finish_sums(sums, share, 1 / (2 * batch.n * temperature), 2)
+
+
+def projector_softmax(h, dictionary, temperature):
+    """`reference.projector_softmax`, shape `(n, c)`."""
+    batch = _batch([h], dictionary, temperature)
+    batch.find_best()
+    p = torch.empty(batch.n, dictionary.num_codes, device=h.device)
+    for start, span, table in batch.spans():
+        batch.probabilities(p[:, start : start + span], start, span, table)
+    return p
+
+
+def projector_softmax_backward(upstream, h, p, dictionary, temperature):
+    """`dL/dh_i = 1/temperature * sum_j p_ij (v_ij - sum_k p_ik v_ik) w_j` for `v = upstream` of shape `(n, c)`."""
+    batch = _batch([h], dictionary, temperature)
+    p, upstream = p.contiguous(), upstream.to(torch.float32).contiguous()
+    batch.code.fill_(-1)  # all codes are summed alike: p and v are given, so no digits are lost at the best one
+    batch.set_centre((p * upstream).sum(1, dtype=torch.float64))
+    sums = batch.weighted_codes(GIVEN, lambda start, span, table: p, prior=upstream)
+    batch.code.zero_()
+    share = torch.zeros(batch.total, dtype=torch.float64, device=h.device)
+    return _nan_where_not_finite(batch.finish_sums(sums, share, 1 / temperature, 1)[0], h)
+
+
+def projector_logsumexp(h, dictionary, temperature):
+    """`reference.projector_logsumexp`, shape `(n,)`."""
+    batch = _batch([h], dictionary, temperature)
+    batch.find_best()
+    return batch.logsumexp()
+
+
+def projector_logsumexp_backward(upstream, h, dictionary, temperature):
+    """`dL/dh_i = v_i B_i / temperature` for `v = upstream` of shape `(n,)`."""
+    return expected_code(h, dictionary, temperature).mul_((upstream / temperature)[:, None])
+
+
+def expected_code(h, dictionary, temperature):
+    """`reference.expected_code`, shape `(n, f)`."""
+    batch = _batch([h], dictionary, temperature)
+    batch.find_best()
+    sums = batch.weighted_codes(EXPECTED, lambda start, span, table: batch.best)
+    return batch.finish_sums(sums, batch.best_probability(), 1.0, 1)[0]
+
+
+def expected_code_backward(upstream, h, dictionary, temperature):
+    """`dL/dh_i = 1/temperature * sum_j p_ij (v_ij - sum_k p_ik v_ik) w_j` with `v_ij = upstream_i · w_j`.
+
+    The mean of v over a row is `upstream_i · B_i`; its part without the row's best code is found from B without it.
+    """
+    batch = _batch([h, upstream.to(torch.float32)], dictionary, temperature, second_factor=1.0)
+    batch.find_best(views=1)
+    sums = batch.weighted_codes(EXPECTED, lambda start, span, table: batch.best)
+    none = torch.zeros(batch.total, dtype=torch.float64, device=h.device)
+    others = (batch.finish_sums(sums, none, 1.0, 1)[0].double() * upstream).sum(1)
+    p, away = (part[: batch.n] for part in (batch.best_probability(), batch.other_probability()))
+    value = batch.products_at_best()[: batch.n].double()
+    batch.set_centre(others + p * value)
+    none[: batch.n] = p * (away * value - others)
+    sums = batch.weighted_codes(SECOND, lambda start, span, table: batch.best)
+    return batch.finish_sums(sums, none, 1 / temperature, 1)[0]
+
+
+def mean_assignment(h, dictionary, temperature):
+    """`reference.mean_assignment`, shape `(c,)`."""
+    batch = _batch([h], dictionary, temperature)
+    batch.find_best()
+    parts = [batch.columns(start, span, table, EXPECTED)[0][0] for start, span, table in batch.spans()]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def mean_assignment_backward(upstream, h, dictionary, temperature):
+    """`dL/dh_i = 1/(n temperature) * sum_j p_ij (v_j - sum_k p_ik v_k) w_j` for `v = upstream` of shape `(c,)`."""
+    batch = _batch([h], dictionary, temperature)
+    batch.find_best()
+    upstream = upstream.to(torch.float32).contiguous()
+    state = batch.empty_state()
+    for start, span, table in batch.spans():
+        batch.row_sums(state, start, span, table, upstream[start : start + span], CENTRED)
+    share, _ = batch.finish_row_sums(state, 0.0)
+    sums = batch.weighted_codes(CENTRED, lambda start, span, table: upstream[start : start + span])
+    return batch.finish_sums(sums, share, 1 / (batch.n * temperature), 1)[0]
+
+
+def assign(h, dictionary, top_k):
+    """`reference.assign`: (scores, codes); for more than the best, by sorting chunks of scores."""
+    batch = Batch([h.detach()], codes_of(dictionary, h.device), [1.0])
+    if top_k == 1:
+        batch.find_best()
+        return batch.best_scores()
+    scores = torch.empty(batch.n, 0, device=h.device)
+    codes = torch.empty(batch.n, 0, dtype=torch.int64, device=h.device)
+    block = batch.codes.block
+    chunk = -(-max(1024, _SCORES // batch.n) // block) * block
+    for start in range(0, dictionary.num_codes, chunk):
+        span = min(chunk, dictionary.num_codes - start)
+        part = torch.empty(batch.n, span, device=h.device)
+        batch.probabilities(part, start, span, batch.table(start, span), scores=True)
+        index = torch.arange(start, start + span, device=h.device).expand(batch.n, -1)
+        scores, codes = torch.cat([scores, part], 1), torch.cat([codes, index], 1)
+        # A stable sort: what was found earlier has the lower index and stays ahead among equals.
+        best = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :top_k]
+        scores, codes = scores.gather(1, best), codes.gather(1, best)
+    return scores, codes
+
+
+def _batch(views, dictionary, temperature, second_factor=None) -> Batch:
+    factor = _LOG2_E / temperature
+    views = [view.detach() for view in views]
+    return Batch(views, codes_of(dictionary, views[0].device), [factor, second_factor or factor])
+
+
+def _nan_where_not_finite(result, h):
+    """A row that holds a NaN or an infinity has a result of NaN."""
+    return torch.where(torch.isfinite(h).all(dim=1, keepdim=True), result, torch.nan)
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"

@@ -1,0 +1,95 @@
+"""Which tile sizes and how many warps each Triton kernel runs with: a table per architecture, and a rule for the rest.
+
+The table is data (triton_configurations.json): architecture -> kernel -> form -> {"rows": BM, "codes": BN, "warps",
+"stages", "reload"}. `python -m bench.tune` measures candidates on a GPU and writes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import torch
+
+TABLE = Path(__file__).with_suffix(".json")
+KERNELS = ("best_codes", "column_sums", "row_sums", "weighted_codes", "weighted_codes_one", "chunk_weights",
+           "weighted_chunk", "probabilities")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """How one kernel is launched.
+
+    Attributes:
+        rows: BM, rows of a tile (of each view where a kernel takes both).
+        codes: BN, codes of a tile; the block size for Kronecker forms.
+        warps, stages: Triton's num_warps and num_stages.
+        reload: read a tile's rows anew for every tile of codes instead of keeping them in registers.
+    """
+
+    rows: int
+    codes: int
+    warps: int
+    stages: int = 2
+    reload: bool = False
+
+
+@functools.lru_cache(maxsize=1)
+def table() -> dict:
+    """The configurations in the package, as read from JSON."""
+    return json.loads(TABLE.read_text())
+
+
+def verified() -> tuple[str, ...]:
+    """The architectures on which the tests of the kernels have run and passed (docs/gpu-status.md)."""
+    return tuple(table()["verified"])
+
+
+def architecture(device: torch.device) -> str:
+    """The name under which a device's configurations are kept: "sm_90", "gfx942", "interpreter"."""
+    if device.type != "cuda":
+        return "interpreter"
+    if torch.version.hip:
+        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+def choose(arch: str, kernel: str, form: str, n: int) -> Configuration:
+    """The configuration of a kernel: the table's, or the rule's, with no more rows than the batch can fill."""
+    entry = table()["architectures"].get(arch, {}).get(kernel, {}).get(form)
+    found = Configuration(**entry) if entry else rule(arch, kernel, form)
+    return _at_most(found, n)
+
+
+def rule(arch: str, kernel: str, form: str) -> Configuration:
+    """A configuration for what no table has, by counting registers.
+
+    A thread has room for about 64 float32 of a tile beside what the products need: in Kronecker forms a tile holds the
+    logits and the sums of one view or two. Where the logical warp has 64 lanes half as many warps do.
+    """
+    wide = arch.startswith("gfx")
+    pair = kernel in ("row_sums", "weighted_codes", "chunk_weights")
+    if form.startswith("kronecker"):
+        block = int(form.split("-")[1])
+        elements = 4096 if pair else 8192
+        if arch == "interpreter":
+            elements = 2048
+        if wide:
+            elements //= 4
+        rows = max(1, elements // block)
+        warps = max(4, min(8, rows * block // 512))
+        return Configuration(rows, block, warps // 2 if wide and warps > 4 else warps, 2, True)
+    rows, codes = (64, 64) if pair else (64, 128)
+    if kernel in ("chunk_weights", "weighted_chunk"):
+        rows, codes = 64, 128
+    return Configuration(rows, codes, 4, 2, False)
+
+
+def _at_most(found: Configuration, n: int) -> Configuration:
+    """Fewer rows for a small batch, but not fewer than a product needs (16)."""
+    needed = 1 << max(n - 1, 0).bit_length()
+    smallest = 1 if found.codes >= 256 else 16
+    return dataclasses.replace(found, rows=max(smallest, min(found.rows, needed)))

@@ -1,0 +1,320 @@
+"""Triton kernels with O(n f) or O(c) work: preparing rows, adding partial results in order, constants, gradients out.
+
+Names and layouts are those of triton_passes.py. What decides digits is float64: these kernels touch each row, code or
+partial sum once.
+"""
+
+import triton
+import triton.language as tl
+
+from . import triton_tiles as tiles
+from .triton_passes import (
+    BEST,
+    CENTRE,
+    CROSS_ENTROPY,
+    EXPECTED,
+    INVERSE_SUM,
+    LOG_SUM,
+    REVERSE_KL,
+    SCALE,
+    SHIFT,
+    TARGET,
+)
+from .triton_tiles import KRONECKER, PACKED, RADEMACHER
+
+_LN_2 = tl.constexpr(0.6931471805599453)
+_LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit(do_not_specialize=["factor_1", "factor_2"])
+def prepare_rows(h1, h2, coordinates, high, low, rows, n, n_pad, total, row_stride_1, stride_1, row_stride_2, stride_2,
+                 factor_1, factor_2, K, BLOCK: tl.constexpr):  # fmt: skip
+    """`factor * h` of each view as two float16 halves in the order of `coordinates`, and the SCALE to undo it.
+
+    Grid (n_pad, views). Position k holds coordinate `coordinates[k]`, 0 where that is -1. A row that holds a NaN or an
+    infinity becomes zeros with scale NaN; padding becomes zeros with scale 1.
+    """
+    row = tl.program_id(0)
+    view = tl.program_id(1)
+    k = tl.arange(0, BLOCK)
+    coordinate = tl.load(coordinates + k, mask=k < K, other=-1).to(tl.int64)
+    mask = (coordinate >= 0) & (row + k * 0 < n)
+    if view == 0:
+        x = tl.load(h1 + row.to(tl.int64) * row_stride_1 + coordinate * stride_1, mask=mask, other=0.0).to(tl.float32)
+        x *= factor_1
+    else:
+        x = tl.load(h2 + row.to(tl.int64) * row_stride_2 + coordinate * stride_2, mask=mask, other=0.0).to(tl.float32)
+        x *= factor_2
+    finite = tl.abs(x) < float("inf")
+    bad = tl.sum((finite == 0).to(tl.int32), 0) > 0
+    x = tl.where(finite, x, 0.0)
+    up, down = tiles.power_of_two_scale(tl.max(tl.abs(x), 0))
+    x_high, x_low = tiles.two_halves(x * (up * tl.where(bad, 0.0, 1.0)))
+    at = (view * n_pad + row).to(tl.int64) * K + k
+    tl.store(high + at, x_high, mask=k < K)
+    tl.store(low + at, x_low, mask=k < K)
+    tl.store(rows + SCALE * total + view * n_pad + row, tl.where(bad, float("nan"), tl.where(row < n, down, 1.0)))
+
+
+@triton.jit(do_not_specialize=["key0", "key1", "first_block"])
+def pack_block_signs(coordinates, out, key0, key1, first_block, num_words, F: tl.constexpr, BLOCK: tl.constexpr):
+    """The sign vectors of Hadamard blocks from `first_block` on, a bit per position: int32 (blocks, F / 32).
+
+    Made once per span of codes, because with an injection a position's bit can lie in any of Philox's words.
+    """
+    word = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = word < num_words
+    block = first_block + word // (F // 32)
+    packed = tl.zeros([BLOCK], tl.uint32)
+    for bit in range(32):
+        k = tl.load(coordinates + (word % (F // 32)) * 32 + bit, mask=inside, other=0)
+        k = tl.maximum(k, 0)
+        w0, w1, w2, w3 = tiles.sign_words(block, k >> 7, key0, key1, 1)
+        which = (k >> 5) & 3
+        w = tl.where(which == 0, w0, tl.where(which == 1, w1, tl.where(which == 2, w2, w3)))
+        packed |= ((w >> (k & 31).to(tl.uint32)) & 1) << bit
+    tl.store(out + word, packed.to(tl.int32, bitcast=True), mask=inside)
+
+
+@triton.jit
+def code_signs(code, k, positions, table, words, key0, key1, F: tl.constexpr, FORM: tl.constexpr):
+    """float32 ±1: coordinates k (int32) of codes; both broadcast to one shape before the call."""
+    if FORM == PACKED:
+        word = tl.load(table + code.to(tl.int64) * words + (k >> 5)).to(tl.uint32, bitcast=True)
+        parity = (word >> (k & 31).to(tl.uint32)) & 1
+    else:
+        index = code
+        if FORM != RADEMACHER:
+            index = code // F
+        w0, w1, w2, w3 = tiles.sign_words(index, k >> 7, key0, key1, 0 if FORM == RADEMACHER else 1)
+        which = (k >> 5) & 3
+        word = tl.where(which == 0, w0, tl.where(which == 1, w1, tl.where(which == 2, w2, w3)))
+        parity = (word >> (k & 31).to(tl.uint32)) & 1
+        if FORM != RADEMACHER:
+            overlap = (tl.load(positions + k) & (code % F)).to(tl.uint32)
+            overlap ^= overlap >> 8
+            overlap ^= overlap >> 4
+            overlap ^= overlap >> 2
+            overlap ^= overlap >> 1
+            parity ^= overlap & 1
+    return 1.0 - 2.0 * parity.to(tl.float32)
+
+
+@triton.jit
+def merge_best(best_in, others_in, code_in, best, others, code, total, splits, FIRST: tl.constexpr,
+               BLOCK: tl.constexpr):  # fmt: skip
+    """Joins the splits' (best, others, code), in order, with what earlier spans left; of equals the first stays."""
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = row < total
+    if FIRST:
+        top = tl.full([BLOCK], -float("inf"), tl.float32)
+        rest = tl.zeros([BLOCK], tl.float64) - 1.0
+        found = tl.zeros([BLOCK], tl.int32)
+    else:
+        top = tl.load(best + row, mask=inside, other=0.0)
+        rest = tl.load(others + row, mask=inside, other=0.0)
+        found = tl.load(code + row, mask=inside, other=0)
+    for split in range(splits):
+        at = tl.cast(split, tl.int64) * total + row
+        new_top = tl.load(best_in + at, mask=inside, other=0.0)
+        new_rest = tl.load(others_in + at, mask=inside, other=0.0)
+        new_found = tl.load(code_in + at, mask=inside, other=0)
+        higher = new_top > top
+        highest = tl.maximum(top, new_top)
+        shrink_old = tl.where(top == highest, 1.0, tl.exp2(top - highest)).to(tl.float64)
+        shrink_new = tl.where(new_top == highest, 1.0, tl.exp2(new_top - highest)).to(tl.float64)
+        rest = tl.where(higher, (rest + 1.0) * shrink_old + new_rest, rest + (new_rest + 1.0) * shrink_new)
+        found = tl.where(higher, new_found, found)
+        top = highest
+    tl.store(best + row, top, mask=inside)
+    tl.store(others + row, rest, mask=inside)
+    tl.store(code + row, found, mask=inside)
+
+
+@triton.jit
+def _log1p(x):
+    """log(1 + x) for float64 x >= 0, as float64 of single precision relative to the result."""
+    small = x * (1.0 - x * (0.5 - x * (0.3333333333333333 - x * 0.25)))
+    return tl.where(x < 0.01, small, tl.log(1.0 + x))
+
+
+@triton.jit(do_not_specialize=["log2_codes"])
+def row_constants(best, others, rows, n, n_pad, total, log2_codes, BLOCK: tl.constexpr):
+    """BEST, INVERSE_SUM, SHIFT, LOG_SUM of each row; NaN where the row is not finite, INVERSE_SUM 0 in padding."""
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = row < total
+    top = tl.load(best + row, mask=inside, other=0.0)
+    rest = tl.load(others + row, mask=inside, other=0.0)
+    scale = tl.load(rows + SCALE * total + row, mask=inside, other=1.0)
+    bad = scale != scale
+    log_sum = (_log1p(rest) * _LOG2_E).to(tl.float32)
+    inverse = tl.where(row % n_pad < n, (1.0 / (1.0 + rest)).to(tl.float32), 0.0)
+    tl.store(rows + BEST * total + row, tl.where(bad, float("nan"), top), mask=inside)
+    tl.store(rows + INVERSE_SUM * total + row, tl.where(bad, float("nan"), inverse), mask=inside)
+    tl.store(rows + SHIFT * total + row, log2_codes - log_sum, mask=inside)
+    tl.store(rows + LOG_SUM * total + row, log_sum, mask=inside)
+
+
+@triton.jit(do_not_specialize=["key0", "key1"])
+def products_at_best(high, low, rows, code, out, coordinates, positions, table, words, key0, key1, n_pad, total, f, K,
+                     F: tl.constexpr, FORM: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """The partner row's logit (in powers of two) at each row's best code; one program per row of two views."""
+    row = tl.program_id(0)
+    partner = (row + n_pad) % total
+    k = tl.arange(0, BLOCK)
+    coordinate = tl.load(coordinates + k, mask=k < K, other=-1)
+    mask = coordinate >= 0
+    coordinate = tl.maximum(coordinate, 0)
+    best = coordinate * 0 + tl.load(code + row)
+    signs = code_signs(best, coordinate, positions, table, words, key0, key1, F, FORM)
+    at = partner.to(tl.int64) * K + k
+    x = tl.load(high + at, mask=mask, other=0.0).to(tl.float32) + tl.load(low + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + row, tl.sum(x * signs, 0) * tl.load(rows + SCALE * total + partner))
+
+
+@triton.jit(do_not_specialize=["n_inverse", "codes_over_n", "uniform", "span"])
+def finish_columns(sums, best, prior, slopes, prior_sums, splits, span, n_inverse, codes_over_n, uniform, MODE: tl.constexpr,
+                   GIVEN_PRIOR: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """p̄ of each code and what the loss needs of it. Grid (blocks of codes, views).
+
+    `slopes` gets p̄ (EXPECTED), g = ln(p̄ / q) (REVERSE_KL) or log2(c p̄) (CROSS_ENTROPY); `prior_sums` (views, blocks),
+    float64, the blocks' parts of the prior term.
+    """
+    view = tl.program_id(1)
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < span
+    views = tl.num_programs(1)
+    q = uniform
+    if GIVEN_PRIOR:
+        q = tl.load(prior + column, mask=inside, other=1.0)
+    top = tl.full([BLOCK], -1e30, tl.float32)
+    if MODE == CROSS_ENTROPY:
+        for split in range(splits):
+            at = (split * views + view).to(tl.int64) * span + column
+            top = tl.maximum(top, tl.load(best + at, mask=inside, other=0.0))
+    mass = tl.zeros([BLOCK], tl.float32)
+    for split in range(splits):
+        at = (split * views + view).to(tl.int64) * span + column
+        part = tl.load(sums + at, mask=inside, other=1.0)
+        if MODE == CROSS_ENTROPY:
+            part *= tl.exp2(tl.load(best + at, mask=inside, other=0.0) - top)
+        mass += part
+    if MODE == EXPECTED:
+        value = mass * n_inverse
+        term = value * 0.0
+    elif MODE == REVERSE_KL:
+        # Where p̄ underflows, p is 0 in every row and the term is 0: any finite g will do.
+        mean = tl.maximum(mass * n_inverse, 1.1754943508222875e-38)
+        value = tl.log(mean / q) if GIVEN_PRIOR else tl.log(tl.maximum(mass * codes_over_n, 1.1754943508222875e-38))
+        term = mass * n_inverse * value
+    else:
+        value = top + tl.log2(mass * n_inverse)
+        log2_codes = tl.log2(codes_over_n / n_inverse)
+        term = -q * (value - log2_codes) * _LN_2
+    tl.store(slopes + view.to(tl.int64) * span + column, value, mask=inside)
+    if MODE != EXPECTED:
+        term = tl.where(inside, term, 0.0).to(tl.float64)
+        tl.store(prior_sums + view * tl.num_programs(0) + tl.program_id(0), tl.sum(term, 0))
+
+
+@triton.jit(do_not_specialize=["start", "span", "uniform"])
+def merge_row_sums(centre_in, target_in, centre, target, best_weight, slopes, prior, code, rows, splits, total, n_pad,
+                   start, span, uniform, PAIR: tl.constexpr, LOGS: tl.constexpr, GIVEN_PRIOR: tl.constexpr,
+                   FIRST: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """Adds the splits' sums, in order, and notes `p g` of a row's best code when that lies in the span."""
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = row < total
+    centre_sum = tl.zeros([BLOCK], tl.float64)
+    target_sum = tl.zeros([BLOCK], tl.float64)
+    weight = tl.zeros([BLOCK], tl.float64)
+    if not FIRST:
+        centre_sum = tl.load(centre + row, mask=inside, other=0.0)
+        target_sum = tl.load(target + row, mask=inside, other=0.0)
+        weight = tl.load(best_weight + row, mask=inside, other=0.0)
+    for split in range(splits):
+        at = tl.cast(split, tl.int64) * total + row
+        centre_sum += tl.load(centre_in + at, mask=inside, other=0.0)
+        if PAIR:
+            target_sum += tl.load(target_in + at, mask=inside, other=0.0)
+    column = tl.load(code + row, mask=inside, other=0) - start
+    here = inside & (column >= 0) & (column < span)
+    column = tl.where(here, column, 0)
+    slope = tl.load(slopes + (row // n_pad).to(tl.int64) * span + column, mask=here, other=0.0)
+    if LOGS:
+        q = uniform
+        if GIVEN_PRIOR:
+            q = tl.load(prior + column, mask=here, other=0.0)
+        shift = tl.load(rows + SHIFT * total + row, mask=inside, other=0.0)
+        found = -q * tl.exp2(shift - slope)
+    else:
+        found = slope * tl.load(rows + INVERSE_SUM * total + row, mask=inside, other=0.0)
+    tl.store(centre + row, centre_sum, mask=inside)
+    tl.store(target + row, target_sum, mask=inside)
+    tl.store(best_weight + row, tl.where(here, found.to(tl.float64), weight), mask=inside)
+
+
+@triton.jit(do_not_specialize=["beta"])
+def finish_row_sums(centre, target, best_weight, others, at_best, rows, best_share, invariance, n, n_pad, total, beta,
+                    PAIR: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """CENTRE and TARGET of each row, the weight of its best code, and its term of the invariance (ln).
+
+    The best code's weight is p [(1 - p) g - sum of the others' p g] and so on, with 1 - p = others / (1 + others):
+    near the optimum that keeps the digits that `g - sigma` would lose.
+    """
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = row < total
+    rest = tl.load(others + row, mask=inside, other=0.0)
+    p = 1.0 / (1.0 + rest)
+    away = rest * p
+    weight = tl.load(best_weight + row, mask=inside, other=0.0)
+    centre_rest = tl.load(centre + row, mask=inside, other=0.0)
+    share = away * weight - p * centre_rest
+    tl.store(rows + CENTRE * total + row, (centre_rest + weight).to(tl.float32), mask=inside)
+    if PAIR:
+        partner = (row + n_pad) % total
+        shift = tl.load(rows + SHIFT * total + partner, mask=inside, other=0.0).to(tl.float64)
+        d = tl.load(at_best + row, mask=inside, other=0.0) - tl.load(rows + BEST * total + partner, mask=inside, other=0.0)
+        inverse = tl.load(rows + INVERSE_SUM * total + partner, mask=inside, other=0.0)
+        p_partner = (tl.exp2(d) * inverse).to(tl.float64)
+        d = d.to(tl.float64)
+        target_rest = tl.load(target + row, mask=inside, other=0.0)
+        tl.store(rows + TARGET * total + row, (target_rest + p * (d + shift)).to(tl.float32), mask=inside)
+        share -= beta * _LN_2 * p * (away * (d + shift) - target_rest)
+        share += beta * (p - p_partner)
+        log_sum = tl.load(rows + LOG_SUM * total + partner, mask=inside, other=0.0).to(tl.float64)
+        term = -_LN_2 * ((target_rest - shift * away) + p * d - log_sum)
+        tl.store(invariance + row, tl.where(row % n_pad < n, term, 0.0), mask=inside)
+    tl.store(best_share + row, share, mask=inside)
+
+
+@triton.jit
+def merge_weighted(sums_in, sums, stride, elements, splits, FIRST: tl.constexpr, BLOCK: tl.constexpr):
+    """Adds the splits' sums of weighted codes, in order, in float64."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < elements
+    value = tl.zeros([BLOCK], tl.float64)
+    if not FIRST:
+        value = tl.load(sums + at, mask=inside, other=0.0)
+    for split in range(splits):
+        value += tl.load(sums_in + tl.cast(split, tl.int64) * stride + at, mask=inside, other=0.0).to(tl.float64)
+    tl.store(sums + at, value, mask=inside)
+
+
+@triton.jit(do_not_specialize=["key0", "key1", "factor"])
+def finish_sums(sums, best_share, code, positions, out_1, out_2, table, words, key0, key1, n_pad, f, K, factor,
+                F: tl.constexpr, FORM: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """`factor * (sums + best_share * w_best)` in the order of the coordinates: float32 (n, f) per view. Grid (n, views)."""
+    row = tl.program_id(0)
+    view = tl.program_id(1)
+    at = view * n_pad + row
+    k = tl.arange(0, BLOCK)
+    inside = k < f
+    k = tl.where(inside, k, 0)
+    position = k
+    if FORM == KRONECKER:
+        position = tl.load(positions + k)
+    value = tl.load(sums + at.to(tl.int64) * K + position)
+    signs = code_signs(k * 0 + tl.load(code + at), k, positions, table, words, key0, key1, F, FORM).to(tl.float64)
+    value = ((value + tl.load(best_share + at) * signs) * factor).to(tl.float32)
+    out = out_1 if view == 0 else out_2
+    tl.store(out + row.to(tl.int64) * f + k, value, mask=inside)
