@@ -101,19 +101,18 @@ def cplearn_loss(h1, h2, dictionary, temperature, beta, prior, prior_probs, need
     batch.find_best()
     state = batch.empty_state()
     prior_value = torch.zeros((), dtype=torch.float64, device=h1.device)
-    slopes = None
-    for start, span, table in batch.spans():
-        slopes, prior_sums = batch.columns(start, span, table, mode, prior_probs)
-        prior_value += prior_sums.sum()
-        batch.row_sums(state, start, span, table, slopes, mode, prior_probs)
+    for start, length in batch.spans():
+        slopes, prior_sum = batch.columns(start, length, mode, prior_probs)
+        prior_value += prior_sum
+        batch.row_sums(state, start, length, slopes, mode, prior_probs)
     share, invariance_terms = batch.finish_row_sums(state, beta)
     invariance, prior_value = invariance_terms.sum() / (2 * batch.n), prior_value / 2
     terms = tuple(term.to(torch.float32) for term in (prior_value + beta * invariance, invariance, prior_value))
     if not need_grad:
         return *terms, h1.new_empty(0, dtype=torch.float32), h1.new_empty(0, dtype=torch.float32)
 
-    def slopes_of(start, span, table):
-        return slopes if dictionary.num_codes <= SPAN else batch.columns(start, span, table, mode, prior_probs)[0]
+    def slopes_of(start, length):
+        return slopes if dictionary.num_codes <= SPAN else batch.columns(start, length, mode, prior_probs)[0]
 
     sums = batch.weighted_codes(mode, slopes_of, beta, prior_probs)
     return *terms, *batch.finish_sums(sums, share, 1 / (2 * batch.n * temperature), 2)
@@ -124,8 +123,7 @@ def projector_softmax(h, dictionary, temperature):
     batch = _batch([h], dictionary, temperature)
     batch.find_best()
     p = torch.empty(batch.n, dictionary.num_codes, device=h.device)
-    for start, span, table in batch.spans():
-        batch.probabilities(p[:, start : start + span], start, span, table)
+    batch.probabilities(p, 0, dictionary.num_codes)
     return p
 
 
@@ -135,7 +133,7 @@ def projector_softmax_backward(upstream, h, p, dictionary, temperature):
     p, upstream = p.contiguous(), upstream.to(torch.float32).contiguous()
     batch.code.fill_(-1)  # all codes are summed alike: p and v are given, so no digits are lost at the best one
     batch.set_centre((p * upstream).sum(1, dtype=torch.float64))
-    sums = batch.weighted_codes(GIVEN, lambda start, span, table: p, prior=upstream)
+    sums = batch.weighted_codes(GIVEN, None, given=(p, upstream))
     batch.code.zero_()
     share = torch.zeros(batch.total, dtype=torch.float64, device=h.device)
     return _nan_where_not_finite(batch.finish_sums(sums, share, 1 / temperature, 1)[0], h)
@@ -157,7 +155,7 @@ def expected_code(h, dictionary, temperature):
     """`reference.expected_code`, shape `(n, f)`."""
     batch = _batch([h], dictionary, temperature)
     batch.find_best()
-    sums = batch.weighted_codes(EXPECTED, lambda start, span, table: batch.best)
+    sums = batch.weighted_codes(EXPECTED, lambda start, length: batch.rows)
     return batch.finish_sums(sums, batch.best_probability(), 1.0, 1)[0]
 
 
@@ -168,14 +166,14 @@ def expected_code_backward(upstream, h, dictionary, temperature):
     """
     batch = _batch([h, upstream.to(torch.float32)], dictionary, temperature, second_factor=1.0)
     batch.find_best(views=1)
-    sums = batch.weighted_codes(EXPECTED, lambda start, span, table: batch.best)
+    sums = batch.weighted_codes(EXPECTED, lambda start, length: batch.rows)
     none = torch.zeros(batch.total, dtype=torch.float64, device=h.device)
     others = (batch.finish_sums(sums, none, 1.0, 1)[0].double() * upstream).sum(1)
     p, away = (part[: batch.n] for part in (batch.best_probability(), batch.other_probability()))
     value = batch.products_at_best()[: batch.n].double()
     batch.set_centre(others + p * value)
     none[: batch.n] = p * (away * value - others)
-    sums = batch.weighted_codes(SECOND, lambda start, span, table: batch.best)
+    sums = batch.weighted_codes(SECOND, lambda start, length: batch.rows)
     return batch.finish_sums(sums, none, 1 / temperature, 1)[0]
 
 
@@ -183,7 +181,7 @@ def mean_assignment(h, dictionary, temperature):
     """`reference.mean_assignment`, shape `(c,)`."""
     batch = _batch([h], dictionary, temperature)
     batch.find_best()
-    parts = [batch.columns(start, span, table, EXPECTED)[0][0] for start, span, table in batch.spans()]
+    parts = [batch.columns(start, length, EXPECTED)[0][0] for start, length in batch.spans()]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -193,10 +191,10 @@ def mean_assignment_backward(upstream, h, dictionary, temperature):
     batch.find_best()
     upstream = upstream.to(torch.float32).contiguous()
     state = batch.empty_state()
-    for start, span, table in batch.spans():
-        batch.row_sums(state, start, span, table, upstream[start : start + span], CENTRED)
+    for start, length in batch.spans():
+        batch.row_sums(state, start, length, upstream[None, start : start + length], CENTRED)
     share, _ = batch.finish_row_sums(state, 0.0)
-    sums = batch.weighted_codes(CENTRED, lambda start, span, table: upstream[start : start + span])
+    sums = batch.weighted_codes(CENTRED, lambda start, length: upstream[None, start : start + length])
     return batch.finish_sums(sums, share, 1 / (batch.n * temperature), 1)[0]
 
 
@@ -213,7 +211,7 @@ def assign(h, dictionary, top_k):
     for start in range(0, dictionary.num_codes, chunk):
         span = min(chunk, dictionary.num_codes - start)
         part = torch.empty(batch.n, span, device=h.device)
-        batch.probabilities(part, start, span, batch.table(start, span), scores=True)
+        batch.probabilities(part, start, span, scores=True)
         index = torch.arange(start, start + span, device=h.device).expand(batch.n, -1)
         scores, codes = torch.cat([scores, part], 1), torch.cat([codes, index], 1)
         # A stable sort: what was found earlier has the lower index and stays ahead among equals.

@@ -12,13 +12,15 @@ import math
 import torch
 import triton
 
+from . import triton_bits as bits
 from . import triton_configurations as configurations
 from . import triton_passes as passes
 from . import triton_rows as kernels
-from .triton_codes import KRONECKER, Codes
+from .triton_codes import KRONECKER, PACKED, Codes
 
 SPAN = 1 << 22  # codes whose column sums are held at a time
 _CHUNK_ELEMENTS = 1 << 23  # weights of codes that are held at a time where sums do not fit in registers
+_TABLE_WORDS = 1 << 24  # sign bits of codes that are held at a time, in 32-bit words
 _MAX_ROWS = 128
 _BLOCK = 128
 _LOG2_E = 1.4426950408889634
@@ -42,6 +44,7 @@ class Batch:
         self.n_pad = -(-self.n // _MAX_ROWS) * _MAX_ROWS if self.n > 64 else max(16, 1 << (self.n - 1).bit_length())
         self.total = self.n_pad * self.views
         self.processors = _processors(self.device)
+        self._table = None
         self.high = self._empty(self.total, codes.width, dtype=torch.float16)
         self.low = torch.empty_like(self.high)
         self.rows = self._empty(passes.NUM_CONSTANTS, self.total)
@@ -56,27 +59,53 @@ class Batch:
                 codes.width, BLOCK=triton.next_power_of_2(codes.width),
             )  # fmt: skip
 
-    # ---- spans and tables ----
+    # ---- pieces of the dictionary and their bits ----
 
     def spans(self):
-        """Yield (start, span, table) over all codes; the table holds a span's signs for Kronecker products."""
-        c = self.codes.num_codes
-        for start in range(0, c, SPAN):
-            span = min(SPAN, c - start)
-            yield start, span, self.table(start, span)
+        """Yield (start, length) of the stretches of codes whose column sums are held together."""
+        return _cut(0, self.codes.num_codes, SPAN)
 
-    def table(self, start: int, span: int) -> torch.Tensor:
-        """What the kernels read of a span's codes besides the seed: packed codes, Sylvester bits or blocks' signs."""
+    def pieces(self, start: int = 0, length: int | None = None, size: int | None = None):
+        """Yield (start, length, table) over the codes of a span (all by default), for one launch each."""
+        size = size or max(1024, min(SPAN, _floor_power(_TABLE_WORDS // self.codes.words)))
+        for first, count in _cut(start, self.codes.num_codes if length is None else length, size):
+            yield first, count, self.table(first, count)
+
+    def table(self, start: int, count: int) -> torch.Tensor:
+        """The sign bits of a piece: int32 (count, words), or (blocks, F / 32) for Kronecker products."""
         codes = self.codes
-        if codes.form != KRONECKER:
-            return codes.table
-        words = -(-span // codes.block) * (codes.block // 32)
-        table = self._empty(words, dtype=torch.int32)
+        if codes.kind == PACKED:
+            return codes.packed[start:]
+        if self._table is None or self._table[:2] != (start, count):
+            self._table = (start, count, self._packed_bits(start, count))
+        return self._table[2]
+
+    def _packed_bits(self, start: int, count: int) -> torch.Tensor:
+        codes = self.codes
         with self._on_device():
-            kernels.pack_block_signs[(triton.cdiv(words, _BLOCK),)](
-                codes.coordinates, table, *codes.keys, start // codes.block, words, F=codes.block, BLOCK=_BLOCK
-            )
+            if codes.kind == KRONECKER:
+                words = triton.cdiv(count, codes.block) * codes.words
+                table = self._empty(words, dtype=torch.int32)
+                bits.pack_block_signs[(triton.cdiv(words, _BLOCK),)](
+                    table, codes.coordinates, *codes.keys, start // codes.block, words, F=codes.block, BLOCK=_BLOCK
+                )
+            else:
+                table = self._empty(count, codes.words, dtype=torch.int32)
+                bits.pack_codes[(triton.cdiv(count * codes.groups, _BLOCK),)](
+                    table, codes.sylvester, *codes.keys, start, count, codes.groups, F=codes.block, KIND=codes.kind,
+                    BLOCK=_BLOCK,
+                )  # fmt: skip
         return table
+
+    def dense_codes(self, start: int, count: int) -> torch.Tensor:
+        """Codes as float32 `(count, f)`, coordinate by coordinate as the finishing kernels make them."""
+        codes, out = self.codes, self._empty(count, self.codes.num_features)
+        with self._on_device():
+            bits.dense_codes[(count,)](
+                out, codes.positions, codes.packed, codes.packed.shape[1], *codes.keys, start, count,
+                codes.num_features, F=codes.block, KIND=codes.kind, BLOCK=triton.next_power_of_2(codes.num_features),
+            )  # fmt: skip
+        return out
 
     # ---- passes ----
 
@@ -88,16 +117,15 @@ class Batch:
         config = self._config("best_codes")
         rows = self.n_pad * (views or self.views)
         empty = self._empty if rows == self.total else self._zeros
-        for start, span, table in self.spans():
+        for start, span, table in self.pieces():
             tiles = triton.cdiv(span, config.codes)
             splits, per_split = self._splits(rows // config.rows, tiles)
             best, code = empty(splits, self.total), empty(splits, self.total, dtype=torch.int32)
             others = empty(splits, self.total, dtype=torch.float64)
             with self._on_device():
                 passes.best_codes[(rows // config.rows, splits)](
-                    self.high, self.low, self.rows, best, others, code, table, self.codes.words, *self.codes.keys,
-                    self.total, start, span, per_split, **self._shape(config), RELOAD=self._reload(config),
-                    **_launch(config),
+                    self.high, self.low, self.rows, best, others, code, table, self.codes.words,
+                    self.total, start, span, per_split, **self._shape(config), **_launch(config),
                 )  # fmt: skip
                 kernels.merge_best[(triton.cdiv(self.total, _BLOCK),)](
                     best, others, code, self.best, self.others, self.code, self.total, splits, FIRST=start == 0,
@@ -115,57 +143,66 @@ class Batch:
         with self._on_device():
             kernels.products_at_best[(self.total,)](
                 self.high, self.low, self.rows, self.code, out, self.codes.coordinates, self.codes.positions,
-                self.codes.table, self.codes.words, *self.codes.keys, self.n_pad, self.total, self.codes.num_features,
-                self.codes.width, F=self.codes.block, FORM=self.codes.form,
+                self.codes.packed, self.codes.packed.shape[1], *self.codes.keys, self.n_pad, self.total,
+                self.codes.num_features, self.codes.width, F=self.codes.block, KIND=self.codes.kind,
                 BLOCK=triton.next_power_of_2(self.codes.width),
             )  # fmt: skip
         return out
 
-    def columns(self, start: int, span: int, table: torch.Tensor, mode: int, prior_probs: torch.Tensor | None = None):
-        """(slopes, prior_sums) of a span, see triton_rows.finish_columns; slopes (views, span)."""
+    def columns(self, start: int, length: int, mode: int, prior_probs: torch.Tensor | None = None):
+        """(slopes, prior) of a span, see triton_rows.finish_columns: (views, length) and the prior term's float64 sum."""
+        slopes = self._empty(self.views, length)
+        prior = [self._column_piece(slopes, start, piece, mode, prior_probs) for piece in self.pieces(start, length)]
+        return slopes, torch.stack(prior).sum()
+
+    def _column_piece(self, slopes, span_start, piece, mode, prior_probs) -> torch.Tensor:
         config, codes, logs = self._config("column_sums"), self.codes, mode == CROSS_ENTROPY
-        tiles = triton.cdiv(span, config.codes)
-        row_tiles = triton.cdiv(self.n, config.rows)
+        start, count, table = piece
+        tiles, row_tiles = triton.cdiv(count, config.codes), triton.cdiv(self.n, config.rows)
         splits = max(1, min(row_tiles, 64, 2 * self.processors // (tiles * self.views)))
         per_split = triton.cdiv(row_tiles, splits) * config.rows
         splits = triton.cdiv(self.n, per_split)
-        sums = self._empty(splits, self.views, span)
+        sums = self._empty(splits, self.views, count)
         best = torch.empty_like(sums) if logs else sums
-        blocks = triton.cdiv(span, 1024)
-        slopes = self._empty(self.views, span)
-        prior_sums = self._empty(self.views, blocks, dtype=torch.float64)
-        prior = sums if prior_probs is None else prior_probs[start : start + span]
+        blocks = triton.cdiv(count, 1024)
+        prior_sums = self._zeros(self.views, blocks, dtype=torch.float64)
+        prior = sums if prior_probs is None else prior_probs[start : start + count]
         with self._on_device():
             passes.column_sums[(tiles, splits, self.views)](
-                self.high, self.low, self.rows, sums, best, table, codes.words, *codes.keys, self.total, self.n,
-                self.n_pad, start, span, per_split, LOGS=logs, **self._shape(config), **_launch(config),
+                self.high, self.low, self.rows, sums, best, table, codes.words, self.total, self.n, self.n_pad, count,
+                per_split, LOGS=logs, **self._shape(config), **_launch(config),
             )  # fmt: skip
             kernels.finish_columns[(blocks, self.views)](
-                sums, best, prior, slopes, prior_sums, splits, span, 1.0 / self.n, codes.num_codes / self.n,
-                1.0 / codes.num_codes, MODE=mode, GIVEN_PRIOR=prior_probs is not None, BLOCK=1024,
+                sums, best, prior, slopes[:, start - span_start :], prior_sums, splits, count, slopes.stride(0),
+                1.0 / self.n, codes.num_codes / self.n, 1.0 / codes.num_codes, MODE=mode,
+                GIVEN_PRIOR=prior_probs is not None, BLOCK=1024,
             )  # fmt: skip
-        return slopes, prior_sums
+        return prior_sums.sum()
 
-    def row_sums(self, state, start, span, table, slopes, mode, prior_probs=None) -> None:
-        """Adds a span's sums of p g and p u' to `state` = (centre, target, weight of the best code)."""
-        config, codes = self._config("row_sums"), self.codes
-        pair = self.views == 2
+    def row_sums(self, state, start: int, length: int, slopes: torch.Tensor, mode: int, prior_probs=None) -> None:
+        """Adds a span's sums of p g and p u' to `state` = (centre, target, weight of the best code).
+
+        `slopes` (views, length) belongs to the span.
+        """
+        config, codes, pair = self._config("row_sums"), self.codes, self.views == 2
         row_tiles = self.n_pad // config.rows
-        splits, per_split = self._splits(row_tiles, triton.cdiv(span, config.codes))
-        centre = self._empty(splits, self.total, dtype=torch.float64)
-        target = torch.empty_like(centre) if pair else centre
-        prior = slopes if prior_probs is None else prior_probs[start : start + span]
         shared = dict(PAIR=pair, LOGS=mode == CROSS_ENTROPY, GIVEN_PRIOR=prior_probs is not None)
-        with self._on_device():
-            passes.row_sums[(row_tiles, splits)](
-                self.high, self.low, self.rows, self.code, slopes, prior, centre, target, table, codes.words,
-                *codes.keys, self.total, self.n_pad, start, span, per_split, 1.0 / codes.num_codes, **shared,
-                **self._shape(config), **_launch(config),
-            )  # fmt: skip
-            kernels.merge_row_sums[(triton.cdiv(self.total, _BLOCK),)](
-                centre, target, *state, slopes, prior, self.code, self.rows, splits, self.total, self.n_pad, start,
-                span, 1.0 / codes.num_codes, **shared, FIRST=start == 0, BLOCK=_BLOCK,
-            )  # fmt: skip
+        for first, count, table in self.pieces(start, length):
+            splits, per_split = self._splits(row_tiles, triton.cdiv(count, config.codes))
+            centre = self._empty(splits, self.total, dtype=torch.float64)
+            target = torch.empty_like(centre) if pair else centre
+            prior = slopes if prior_probs is None else prior_probs[first : first + count]
+            slope, stride = slopes[:, first - start :], slopes.stride(0)
+            with self._on_device():
+                passes.row_sums[(row_tiles, splits)](
+                    self.high, self.low, self.rows, self.code, slope, prior, centre, target, table, codes.words,
+                    self.total, self.n_pad, first, count, stride, per_split, 1.0 / codes.num_codes, **shared,
+                    **self._shape(config), **_launch(config),
+                )  # fmt: skip
+                kernels.merge_row_sums[(triton.cdiv(self.total, _BLOCK),)](
+                    centre, target, *state, slope, prior, self.code, self.rows, splits, self.total, self.n_pad, first,
+                    count, stride, 1.0 / codes.num_codes, **shared, FIRST=first == 0, BLOCK=_BLOCK,
+                )  # fmt: skip
 
     def finish_row_sums(self, state, beta: float):
         """(share of each row's best code, terms of the invariance), both (R,) float64; sets CENTRE and TARGET."""
@@ -184,71 +221,79 @@ class Batch:
         """What `row_sums` adds to; the first span overwrites it."""
         return tuple(self._empty(self.total, dtype=torch.float64) for _ in range(3))
 
-    def weighted_codes(self, mode: int, slopes_of, beta: float = 0.0, prior_probs=None, prior=None) -> torch.Tensor:
-        """`sum_j x_j w_j` over all codes but each row's best: (R, K) float64; `slopes_of(start, span, table)` per span.
+    def weighted_codes(self, mode: int, slopes_of, beta: float = 0.0, prior_probs=None, given=None) -> torch.Tensor:
+        """`sum_j x_j w_j` over all codes but each row's best: (R, K) float64.
 
-        `prior` stands in for `prior_probs` where the mode takes a second array of another shape (GIVEN).
+        Args:
+            mode: which weights x, see triton_passes._tile_weights.
+            slopes_of: (start, length) of a span -> its (views, length) array of the mode.
+            given: for GIVEN, the arrays P and V of shape `(n, c)`.
         """
         both = mode in (REVERSE_KL, CROSS_ENTROPY)
-        rows = self.total if both or self.views == 1 else self.n_pad
+        elements = (self.total if both or self.views == 1 else self.n_pad) * self.codes.width
         sums = self._empty(self.total, self.codes.width, dtype=torch.float64)
-        for start, span, table in self.spans():
-            slopes = slopes_of(start, span, table)
-            second = prior if prior is not None else slopes
-            if prior_probs is not None:
-                second = prior_probs[start : start + span]
-            arguments = (start, span, table, slopes, second, mode, beta, prior_probs is not None)
-            run = self._grouped if self.codes.groups > 1 else self._in_registers
-            parts = run(*arguments)
-            elements = rows * self.codes.width
+        add = self._add_grouped if self.codes.groups > 1 else self._add_in_registers
+        for start, length in self.spans():
+            slopes = given[0] if given else slopes_of(start, length)
+            parts = add(start, length, slopes, mode, beta, prior_probs, given)
             with self._on_device():
                 kernels.merge_weighted[(triton.cdiv(elements, 1024),)](
                     parts, sums, self.total * self.codes.width, elements, parts.shape[0], FIRST=start == 0, BLOCK=1024
                 )
         return sums
 
-    def _in_registers(self, start, span, table, slopes, second, mode, beta, given):
+    def _weight_arrays(self, slopes, span_start, first, count, prior_probs, given):
+        """(slopes, prior, stride) of a piece, as the kernels take them."""
+        if given:
+            return *given, 0
+        prior = slopes if prior_probs is None else prior_probs[first : first + count]
+        return slopes[:, first - span_start :], prior, slopes.stride(0)
+
+    def _add_in_registers(self, start, length, slopes, mode, beta, prior_probs, given):
         both = mode in (REVERSE_KL, CROSS_ENTROPY)
         config, codes = self._config("weighted_codes" if both else "weighted_codes_one"), self.codes
         row_tiles = self.n_pad // config.rows
-        splits, per_split = self._splits(row_tiles, triton.cdiv(span, config.codes))
-        parts = self._empty(splits, self.total, codes.width)
-        shape = self._shape(config)
-        del shape["GROUPS"]
-        with self._on_device():
-            passes.weighted_codes[(row_tiles, splits)](
-                self.high, self.low, self.rows, self.code, slopes, second, parts, table, codes.words, *codes.keys,
-                self.total, self.n_pad, start, span, per_split, 1.0 / codes.num_codes, beta, beta / _LOG2_E, self.n,
-                codes.num_codes, PAIR=self.views == 2, MODE=mode, GIVEN_PRIOR=given, **shape,
-                RELOAD=self._reload(config), **_launch(config),
-            )  # fmt: skip
-        return parts
+        all_parts = []
+        for first, count, table in self.pieces(start, length):
+            slope, prior, stride = self._weight_arrays(slopes, start, first, count, prior_probs, given)
+            splits, per_split = self._splits(row_tiles, triton.cdiv(count, config.codes))
+            parts = self._empty(splits, self.total, codes.width)
+            shape = self._shape(config)
+            del shape["GROUPS"]
+            with self._on_device():
+                passes.weighted_codes[(row_tiles, splits)](
+                    self.high, self.low, self.rows, self.code, slope, prior, parts, table, codes.words, self.total,
+                    self.n_pad, first, count, stride, per_split, 1.0 / codes.num_codes, beta, beta / _LOG2_E, self.n,
+                    codes.num_codes, PAIR=self.views == 2, MODE=mode, GIVEN_PRIOR=prior_probs is not None, **shape,
+                    **_launch(config),
+                )  # fmt: skip
+            all_parts.append(parts)
+        return all_parts[0] if len(all_parts) == 1 else torch.cat(all_parts)
 
-    def _grouped(self, start, span, table, slopes, second, mode, beta, given):
-        codes = self.codes
+    def _add_grouped(self, start, length, slopes, mode, beta, prior_probs, given):
+        """As `_add_in_registers`, where a row's sums do not fit: weights of a chunk of codes to memory, then products."""
+        both, codes = mode in (REVERSE_KL, CROSS_ENTROPY), self.codes
         making, adding = self._config("chunk_weights"), self._config("weighted_chunk")
         tile = making.codes
-        chunk = max(tile, min(triton.cdiv(span, tile) * tile, _floor_power(_CHUNK_ELEMENTS // self.total)))
+        chunk = max(tile, min(triton.cdiv(length, tile) * tile, _floor_power(_CHUNK_ELEMENTS // self.total)))
         x_high = self._empty(self.total, chunk, dtype=torch.float16)
         x_low = torch.empty_like(x_high)
         scales = self._empty(self.total, chunk // tile)
-        row_tiles = self.total // adding.rows
+        row_tiles = (self.total if both else self.n_pad) // adding.rows
         splits, per_split = self._splits(row_tiles * codes.groups, chunk // tile)
-        parts = torch.zeros(splits, self.total, codes.width, device=self.device)
-        if mode not in (REVERSE_KL, CROSS_ENTROPY) and self.views == 2:
-            row_tiles = self.n_pad // adding.rows
-        shared = dict(F=codes.block, GROUPS=codes.groups, FORM=codes.form)
-        for first in range(0, span, chunk):
+        parts = self._zeros(splits, self.total, codes.width)
+        for first, count, table in self.pieces(start, length, chunk):
+            slope, prior, stride = self._weight_arrays(slopes, start, first, count, prior_probs, given)
             with self._on_device():
                 passes.chunk_weights[(self.n_pad // making.rows, chunk // tile)](
-                    self.high, self.low, self.rows, self.code, slopes, second, x_high, x_low, scales, table,
-                    codes.words, *codes.keys, self.total, self.n_pad, start, span, first, chunk, 1.0 / codes.num_codes,
-                    beta, beta / _LOG2_E, self.n, codes.num_codes, PAIR=self.views == 2, MODE=mode, GIVEN_PRIOR=given,
-                    BM=making.rows, BN=tile, **shared, **_launch(making),
+                    self.high, self.low, self.rows, self.code, slope, prior, x_high, x_low, scales, table, codes.words,
+                    self.total, self.n_pad, first, count, stride, chunk, 1.0 / codes.num_codes, beta, beta / _LOG2_E,
+                    self.n, codes.num_codes, PAIR=self.views == 2, MODE=mode, GIVEN_PRIOR=prior_probs is not None,
+                    BM=making.rows, BN=tile, GROUPS=codes.groups, **_launch(making),
                 )  # fmt: skip
                 passes.weighted_chunk[(row_tiles, codes.groups, splits)](
-                    x_high, x_low, scales, parts, table, codes.words, *codes.keys, self.total, start + first,
-                    start + span, chunk, per_split, BM=adding.rows, BN=tile, **shared, **_launch(adding),
+                    x_high, x_low, scales, parts, table, codes.words, self.total, count, chunk, per_split,
+                    BM=adding.rows, BN=tile, GROUPS=codes.groups, **_launch(adding),
                 )  # fmt: skip
         return parts
 
@@ -258,20 +303,22 @@ class Batch:
         out = [self._empty(self.n, codes.num_features) for _ in range(views)]
         with self._on_device():
             kernels.finish_sums[(self.n, views)](
-                sums, share, self.code, codes.positions, out[0], out[-1], codes.table, codes.words, *codes.keys,
-                self.n_pad, codes.num_features, codes.width, factor, F=codes.block, FORM=codes.form,
+                sums, share, self.code, codes.positions, out[0], out[-1], codes.packed, codes.packed.shape[1],
+                *codes.keys, self.n_pad, codes.num_features, codes.width, factor, F=codes.block, KIND=codes.kind,
                 BLOCK=triton.next_power_of_2(codes.num_features),
             )  # fmt: skip
         return out
 
-    def probabilities(self, out, start, span, table, scores: bool = False) -> None:
-        """p of a span of codes (or the scaled products) into `out`, whose first column is the span's first code."""
+    def probabilities(self, out: torch.Tensor, start: int, count: int, scores: bool = False) -> None:
+        """p of `count` codes (or the scaled products) into `out` (n, count), from code `start` on."""
         config, codes = self._config("probabilities"), self.codes
-        with self._on_device():
-            passes.probabilities[(triton.cdiv(span, config.codes), triton.cdiv(self.n, config.rows))](
-                self.high, self.low, self.rows, out, table, codes.words, *codes.keys, self.total, self.n, start, span,
-                out.stride(0), SCORES=scores, **self._shape(config), **_launch(config),
-            )  # fmt: skip
+        for first, length, table in self.pieces(start, count):
+            part = out[:, first - start :]
+            with self._on_device():
+                passes.probabilities[(triton.cdiv(length, config.codes), triton.cdiv(self.n, config.rows))](
+                    self.high, self.low, self.rows, part, table, codes.words, self.total, self.n, length,
+                    out.stride(0), SCORES=scores, **self._shape(config), **_launch(config),
+                )  # fmt: skip
 
     # ---- results and constants of rows ----
 
@@ -309,15 +356,12 @@ class Batch:
         return torch.zeros(shape, dtype=dtype, device=self.device)
 
     def _config(self, kernel: str) -> configurations.Configuration:
-        return configurations.choose(self.arch, kernel, self.codes.key, self.n)
-
-    def _reload(self, config) -> bool:
-        return config.reload and self.codes.groups == 1
+        return configurations.choose(self.arch, kernel, self.codes.form, self.n)
 
     def _shape(self, config) -> dict:
         codes = self.codes
-        return dict(BM=config.rows, BN=config.codes, A=codes.left, F=codes.block, K=codes.width, GROUPS=codes.groups,
-                    FORM=codes.form)  # fmt: skip
+        return dict(BM=config.rows, BN=config.codes, A=codes.left, K=codes.width, GROUPS=codes.groups,
+                    KRONECKER=codes.kind == KRONECKER)  # fmt: skip
 
     def _splits(self, row_tiles: int, tiles: int) -> tuple[int, int]:
         """(splits, tiles per split): enough programs for every processor twice, no split without a tile."""
@@ -335,6 +379,12 @@ def _launch(config) -> dict:
 
 def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
+def _cut(start: int, length: int, size: int):
+    """Yield (start, length) of pieces of at most `size`."""
+    for first in range(start, start + length, size):
+        yield first, min(size, start + length - first)
 
 
 def _floor_power(x: int) -> int:

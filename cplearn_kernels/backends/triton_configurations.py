@@ -1,7 +1,7 @@
 """Which tile sizes and how many warps each Triton kernel runs with: a table per architecture, and a rule for the rest.
 
 The table is data (triton_configurations.json): architecture -> kernel -> form -> {"rows": BM, "codes": BN, "warps",
-"stages", "reload"}. `python -m bench.tune` measures candidates on a GPU and writes it.
+"stages"}. `python -m bench.tune` measures candidates on a GPU and writes it.
 """
 
 from __future__ import annotations
@@ -26,14 +26,12 @@ class Configuration:
         rows: BM, rows of a tile (of each view where a kernel takes both).
         codes: BN, codes of a tile; the block size for Kronecker forms.
         warps, stages: Triton's num_warps and num_stages.
-        reload: read a tile's rows anew for every tile of codes instead of keeping them in registers.
     """
 
     rows: int
     codes: int
     warps: int
     stages: int = 2
-    reload: bool = False
 
 
 @functools.lru_cache(maxsize=1)
@@ -81,11 +79,11 @@ def rule(arch: str, kernel: str, form: str) -> Configuration:
             elements //= 4
         rows = max(1, elements // block)
         warps = max(4, min(8, rows * block // 512))
-        return Configuration(rows, block, warps // 2 if wide and warps > 4 else warps, 2, True)
+        return Configuration(rows, block, warps // 2 if wide and warps > 4 else warps)
     rows, codes = (64, 64) if pair else (64, 128)
     if kernel in ("chunk_weights", "weighted_chunk"):
         rows, codes = 64, 128
-    return Configuration(rows, codes, 4, 2, False)
+    return Configuration(rows, codes, 8)
 
 
 def _at_most(found: Configuration, n: int) -> Configuration:

@@ -1,7 +1,7 @@
 """Triton kernels that go over all codes: best codes, column sums, row sums, weighted codes, probabilities.
 
-Every kernel works on a span of codes, `start` … `start + span - 1`, cut into tiles of BN codes (see triton_tiles.py for
-the forms of a tile). Programs that own rows write one partial result per split of the span, programs that own codes one
+Every kernel works on a piece of the dictionary, codes `start` … `start + span - 1`, cut into tiles of BN codes (see
+triton_tiles.py for the forms of a tile). Programs that own rows write one partial result per split of the span, programs that own codes one
 per split of the rows; triton_rows.py adds the parts up in a fixed order. Nothing is added to memory that two programs
 share, so results do not depend on scheduling.
 
@@ -13,7 +13,6 @@ import triton
 import triton.language as tl
 
 from . import triton_tiles as tiles
-from .triton_tiles import KRONECKER
 
 # Rows of the row constants.
 SCALE = tl.constexpr(0)  # a product times this is the logit in powers of two; a power of two itself
@@ -35,36 +34,48 @@ GIVEN = tl.constexpr(5)
 
 
 @triton.jit
-def _operand(tile, start, stop, table, words, key0, key1, BM: tl.constexpr, BN: tl.constexpr, A: tl.constexpr,
-             F: tl.constexpr, K: tl.constexpr, GROUPS: tl.constexpr, FORM: tl.constexpr):  # fmt: skip
-    """What the products of a tile need: a block's signs, or a (BN, K) tile of codes (none over several groups)."""
-    if FORM == KRONECKER:
-        return tiles.block_signs(table, tile, BM, A, BN // A)
-    code = start + tile * BN + tl.arange(0, BN)
-    if GROUPS > 1:
-        return code
-    w0, w1, w2, w3 = tiles.code_words(code, 0, stop, table, words, key0, key1, F, FORM)
-    return tiles.sign_tile(w0, w1, w2, w3, K)
+def _operand(tile, span, table, words, BM: tl.constexpr, BN: tl.constexpr, A: tl.constexpr, K: tl.constexpr,
+             GROUPS: tl.constexpr, KRONECKER: tl.constexpr):  # fmt: skip
+    """What the products of a tile need: a block's signs, a (BN, K) tile of codes, or the codes' rows of the table.
+
+    Past the end of the span the last code stands in; its columns are masked wherever they would count.
+    """
+    row = tl.minimum(tile * BN + tl.arange(0, BN), span - 1)
+    if KRONECKER:
+        operand = tiles.block_signs(table, tile, BM, A, BN // A)
+    elif GROUPS > 1:
+        operand = row
+    else:
+        w0, w1, w2, w3 = tiles.code_words(row, 0, table, words)
+        operand = tiles.sign_tile(w0, w1, w2, w3, K)
+    return operand
 
 
 @triton.jit
-def _logits(high, low, row_a, row_b, a_high, a_low, b_high, b_low, operand, left, right, stop, table, words, key0, key1,
-            PAIR: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, A: tl.constexpr, F: tl.constexpr,
-            GROUPS: tl.constexpr, FORM: tl.constexpr):  # fmt: skip
-    """Products (BM, BN) of the rows at `row_a` and, if PAIR, at `row_b` with a tile's codes, not yet scaled."""
-    if FORM == KRONECKER:
-        s_a = tiles.kronecker_logits(a_high, a_low, operand, left, right, BM, A, BN // A)
-        s_b = s_a
-        if PAIR:
-            s_b = tiles.kronecker_logits(b_high, b_low, operand, left, right, BM, A, BN // A)
-    elif GROUPS > 1:
-        s_a, s_b = tiles.grouped_logits(high, low, row_a, row_b, operand, stop, table, words, key0, key1, PAIR, BM, BN,
-                                        F, GROUPS, FORM)  # fmt: skip
+def _logits(high, low, row_a, row_b, operand, left, right, table, words, PAIR: tl.constexpr, BM: tl.constexpr,
+            BN: tl.constexpr, A: tl.constexpr, K: tl.constexpr, GROUPS: tl.constexpr,
+            KRONECKER: tl.constexpr):  # fmt: skip
+    """Products (BM, BN) of the rows at `row_a` and, if PAIR, at `row_b` with a tile's codes, not yet scaled.
+
+    Rows are read anew for every tile: from the first-level cache, and registers are what limits a tile.
+    """
+    if GROUPS > 1:
+        s_a, s_b = tiles.grouped_logits(high, low, row_a, row_b, operand, table, words, PAIR, BM, BN, GROUPS)
     else:
-        s_a = tiles.product(a_high, a_low, tl.trans(operand))
+        a_high = tiles.load_rows(high, row_a, BM, A, K, KRONECKER)
+        a_low = tiles.load_rows(low, row_a, BM, A, K, KRONECKER)
+        if KRONECKER:
+            s_a = tiles.kronecker_logits(a_high, a_low, operand, left, right, BM, A, BN // A)
+        else:
+            s_a = tiles.product(a_high, a_low, tl.trans(operand))
         s_b = s_a
         if PAIR:
-            s_b = tiles.product(b_high, b_low, tl.trans(operand))
+            b_high = tiles.load_rows(high, row_b, BM, A, K, KRONECKER)
+            b_low = tiles.load_rows(low, row_b, BM, A, K, KRONECKER)
+            if KRONECKER:
+                s_b = tiles.kronecker_logits(b_high, b_low, operand, left, right, BM, A, BN // A)
+            else:
+                s_b = tiles.product(b_high, b_low, tl.trans(operand))
     return s_a, s_b
 
 
@@ -73,10 +84,10 @@ def _constant(rows, which: tl.constexpr, total, row, BM: tl.constexpr):
     return tl.load(rows + which * total + row + tl.arange(0, BM))
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "start", "span", "tiles_per_split"])
-def best_codes(high, low, rows, best_out, others_out, code_out, table, words, key0, key1, total, start, span,
-               tiles_per_split, BM: tl.constexpr, BN: tl.constexpr, A: tl.constexpr, F: tl.constexpr, K: tl.constexpr,
-               GROUPS: tl.constexpr, FORM: tl.constexpr, RELOAD: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=["start", "span", "tiles_per_split"])
+def best_codes(high, low, rows, best_out, others_out, code_out, table, words, total, start, span,
+               tiles_per_split, BM: tl.constexpr, BN: tl.constexpr, A: tl.constexpr, K: tl.constexpr,
+               GROUPS: tl.constexpr, KRONECKER: tl.constexpr):  # fmt: skip
     """Per row: the largest logit, its code (the first of equals), the sum of 2^(s - best) over the other codes.
 
     Outputs (splits, R). `reference.projector_logsumexp` is ln 2 * (best + log2(1 + others)).
@@ -84,29 +95,17 @@ def best_codes(high, low, rows, best_out, others_out, code_out, table, words, ke
     row = tl.program_id(0) * BM
     split = tl.program_id(1)
     left = tiles.sylvester(A)
-    right = tiles.sylvester(BN // A if FORM == KRONECKER else 16)
+    right = tiles.sylvester(BN // A if KRONECKER else 16)
     scale = _constant(rows, SCALE, total, row, BM)
     best = tl.full([BM], -float("inf"), tl.float32)
     others = tl.zeros([BM], tl.float64)  # the sum over codes below the best
     equal = tl.zeros([BM], tl.float64)  # how many codes share the best logit
     code = tl.zeros([BM], tl.int32)
-    a_high = left
-    a_low = left
-    if GROUPS == 1 and not RELOAD:
-        a_high = tiles.load_rows(high, row, BM, A, K, FORM)
-        a_low = tiles.load_rows(low, row, BM, A, K, FORM)
     first = split * tiles_per_split
     for tile in range(first, tl.minimum(first + tiles_per_split, tl.cdiv(span, BN))):
-        operand = _operand(tile, start, start + span, table, words, key0, key1, BM, BN, A, F, K, GROUPS, FORM)
-        if RELOAD:
-            high_now = tiles.load_rows(high, row, BM, A, K, FORM)
-            low_now = tiles.load_rows(low, row, BM, A, K, FORM)
-            s, _ = _logits(high, low, row, row, high_now, low_now, high_now, low_now, operand, left, right,
-                           start + span, table, words, key0, key1, False, BM, BN, A, F, GROUPS, FORM)  # fmt: skip
-        else:
-            s, _ = _logits(high, low, row, row, a_high, a_low, a_high, a_low, operand, left, right, start + span, table,
-                           words, key0, key1, False, BM, BN, A, F, GROUPS, FORM)  # fmt: skip
-        column = tile * BN + tiles.columns(BN, A, FORM)
+        operand = _operand(tile, span, table, words, BM, BN, A, K, GROUPS, KRONECKER)
+        s, _ = _logits(high, low, row, row, operand, left, right, table, words, False, BM, BN, A, K, GROUPS, KRONECKER)
+        column = tile * BN + tiles.columns(BN, A, KRONECKER)
         s = tl.where((column < span)[None, :], s * scale[:, None], -float("inf"))
         tile_best = tl.max(s, 1)
         new = tl.maximum(best, tile_best)
@@ -128,10 +127,10 @@ def best_codes(high, low, rows, best_out, others_out, code_out, table, words, ke
     tl.store(code_out + at, code)
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "start", "span", "rows_per_split"])
-def column_sums(high, low, rows, sums_out, best_out, table, words, key0, key1, total, n, n_pad, start, span,
-                rows_per_split, LOGS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, A: tl.constexpr,
-                F: tl.constexpr, K: tl.constexpr, GROUPS: tl.constexpr, FORM: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=["span", "rows_per_split"])
+def column_sums(high, low, rows, sums_out, best_out, table, words, total, n, n_pad, span, rows_per_split,
+                LOGS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, A: tl.constexpr,
+                K: tl.constexpr, GROUPS: tl.constexpr, KRONECKER: tl.constexpr):  # fmt: skip
     """Per code, the sum over a view's rows of p; with LOGS of c p, as a sum of powers of two relative to `best_out`.
 
     Grid (tiles, splits of the rows, views); outputs (splits, views, span). `reference.mean_assignment` is the sum / n.
@@ -140,19 +139,13 @@ def column_sums(high, low, rows, sums_out, best_out, table, words, key0, key1, t
     split = tl.program_id(1)
     view = tl.program_id(2)
     left = tiles.sylvester(A)
-    right = tiles.sylvester(BN // A if FORM == KRONECKER else 16)
-    operand = _operand(tile, start, start + span, table, words, key0, key1, BM, BN, A, F, K, GROUPS, FORM)
+    right = tiles.sylvester(BN // A if KRONECKER else 16)
+    operand = _operand(tile, span, table, words, BM, BN, A, K, GROUPS, KRONECKER)
     sums = tl.zeros([BM, BN], tl.float32)
     largest = tl.full([BM, BN], -1e30, tl.float32)
     for offset in range(split * rows_per_split, tl.minimum((split + 1) * rows_per_split, n), BM):
         row = view * n_pad + offset
-        a_high = left
-        a_low = left
-        if GROUPS == 1:
-            a_high = tiles.load_rows(high, row, BM, A, K, FORM)
-            a_low = tiles.load_rows(low, row, BM, A, K, FORM)
-        s, _ = _logits(high, low, row, row, a_high, a_low, a_high, a_low, operand, left, right, start + span, table,
-                       words, key0, key1, False, BM, BN, A, F, GROUPS, FORM)  # fmt: skip
+        s, _ = _logits(high, low, row, row, operand, left, right, table, words, False, BM, BN, A, K, GROUPS, KRONECKER)
         d = s * _constant(rows, SCALE, total, row, BM)[:, None] - _constant(rows, BEST, total, row, BM)[:, None]
         if LOGS:
             u = d + _constant(rows, SHIFT, total, row, BM)[:, None]
@@ -162,7 +155,7 @@ def column_sums(high, low, rows, sums_out, best_out, table, words, key0, key1, t
             largest = new
         else:
             sums += tl.exp2(d) * _constant(rows, INVERSE_SUM, total, row, BM)[:, None]
-    column = tile * BN + tiles.columns(BN, A, FORM)
+    column = tile * BN + tiles.columns(BN, A, KRONECKER)
     at = (split * tl.num_programs(2) + view).to(tl.int64) * span + column
     if LOGS:
         top = tl.max(largest, 0)
@@ -180,21 +173,21 @@ def _probability(s, rows, total, row, valid, BM: tl.constexpr):
     return tl.where(valid, p, 0.0), d + _constant(rows, SHIFT, total, row, BM)[:, None]
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "start", "span", "tiles_per_split", "uniform"])
-def row_sums(high, low, rows, best, slopes, prior, centre_out, target_out, table, words, key0, key1, total, n_pad,
-             start, span, tiles_per_split, uniform, PAIR: tl.constexpr, LOGS: tl.constexpr, GIVEN_PRIOR: tl.constexpr,
-             BM: tl.constexpr, BN: tl.constexpr, A: tl.constexpr, F: tl.constexpr, K: tl.constexpr,
-             GROUPS: tl.constexpr, FORM: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=["start", "span", "slope_stride", "tiles_per_split", "uniform"])
+def row_sums(high, low, rows, best, slopes, prior, centre_out, target_out, table, words, total, n_pad,
+             start, span, slope_stride, tiles_per_split, uniform, PAIR: tl.constexpr, LOGS: tl.constexpr,
+             GIVEN_PRIOR: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, A: tl.constexpr, K: tl.constexpr,
+             GROUPS: tl.constexpr, KRONECKER: tl.constexpr):  # fmt: skip
     """Per row, over all codes but its best: sum p g and, if PAIR, sum p u' with u' the partner row's log2(c p).
 
-    `slopes` (views, span) holds g; with LOGS it holds log2(c p̄), and p g is -q 2^(u - slope). Outputs (splits, R),
+    `slopes` (views, _), rows `slope_stride` apart, holds g; with LOGS it holds log2(c p̄), and p g is -q 2^(u - slope). Outputs (splits, R),
     float64. The sums sigma and t of docs/mathematics.md, less the best code's term.
     """
     row_a = tl.program_id(0) * BM
     row_b = row_a + n_pad
     split = tl.program_id(1)
     left = tiles.sylvester(A)
-    right = tiles.sylvester(BN // A if FORM == KRONECKER else 16)
+    right = tiles.sylvester(BN // A if KRONECKER else 16)
     best_a = tl.load(best + row_a + tl.arange(0, BM)) - start
     centre_a = tl.zeros([BM], tl.float64)
     centre_b = tl.zeros([BM], tl.float64)
@@ -202,20 +195,10 @@ def row_sums(high, low, rows, best, slopes, prior, centre_out, target_out, table
     target_b = tl.zeros([BM], tl.float64)
     first = split * tiles_per_split
     for tile in range(first, tl.minimum(first + tiles_per_split, tl.cdiv(span, BN))):
-        operand = _operand(tile, start, start + span, table, words, key0, key1, BM, BN, A, F, K, GROUPS, FORM)
-        a_high = left
-        a_low = left
-        b_high = left
-        b_low = left
-        if GROUPS == 1:
-            a_high = tiles.load_rows(high, row_a, BM, A, K, FORM)
-            a_low = tiles.load_rows(low, row_a, BM, A, K, FORM)
-            if PAIR:
-                b_high = tiles.load_rows(high, row_b, BM, A, K, FORM)
-                b_low = tiles.load_rows(low, row_b, BM, A, K, FORM)
-        s_a, s_b = _logits(high, low, row_a, row_b, a_high, a_low, b_high, b_low, operand, left, right, start + span,
-                           table, words, key0, key1, PAIR, BM, BN, A, F, GROUPS, FORM)  # fmt: skip
-        column = tile * BN + tiles.columns(BN, A, FORM)
+        operand = _operand(tile, span, table, words, BM, BN, A, K, GROUPS, KRONECKER)
+        s_a, s_b = _logits(high, low, row_a, row_b, operand, left, right, table, words, PAIR, BM, BN, A, K, GROUPS,
+                           KRONECKER)  # fmt: skip
+        column = tile * BN + tiles.columns(BN, A, KRONECKER)
         inside = column < span
         slope_a = tl.load(slopes + column, mask=inside, other=0.0)[None, :]
         keep_a = inside[None, :] & (column[None, :] != best_a[:, None])
@@ -229,7 +212,7 @@ def row_sums(high, low, rows, best, slopes, prior, centre_out, target_out, table
             centre_a += tl.sum(p_a * slope_a, 1).to(tl.float64)
         if PAIR:
             best_b = tl.load(best + row_b + tl.arange(0, BM)) - start
-            slope_b = tl.load(slopes + span + column, mask=inside, other=0.0)[None, :]
+            slope_b = tl.load(slopes + slope_stride + column, mask=inside, other=0.0)[None, :]
             keep_b = inside[None, :] & (column[None, :] != best_b[:, None])
             p_b, u_b = _probability(s_b, rows, total, row_b, keep_b, BM)
             if LOGS:
@@ -257,8 +240,8 @@ def _loss_weight(p, u_partner, d, rows, total, row, prior_weight, slope, beta, C
 
 
 @triton.jit
-def _tile_weights(s_a, s_b, rows, best, slopes, prior, total, row_a, row_b, start, span, column, uniform, beta,
-                  beta_ln2, num_rows, num_codes, MODE: tl.constexpr, GIVEN_PRIOR: tl.constexpr,
+def _tile_weights(s_a, s_b, rows, best, slopes, prior, total, row_a, row_b, start, span, slope_stride, column, uniform,
+                  beta, beta_ln2, num_rows, num_codes, MODE: tl.constexpr, GIVEN_PRIOR: tl.constexpr,
                   BM: tl.constexpr):  # fmt: skip
     """The weights x (BM, BN) of a tile's codes in the sum `sum_j x_j w_j`, for one row or two; 0 at a row's best code.
 
@@ -291,7 +274,7 @@ def _tile_weights(s_a, s_b, rows, best, slopes, prior, total, row_a, row_b, star
         elif MODE != EXPECTED:
             p_b, u_b = _probability(s_b, rows, total, row_b, inside, BM)
             slope_a = tl.load(slopes + column, mask=column < span, other=0.0)[None, :]
-            slope_b = tl.load(slopes + span + column, mask=column < span, other=0.0)[None, :]
+            slope_b = tl.load(slopes + slope_stride + column, mask=column < span, other=0.0)[None, :]
             d = beta * (p_a - p_b)
             weight_a = slope_a
             weight_b = slope_b
@@ -308,11 +291,11 @@ def _tile_weights(s_a, s_b, rows, best, slopes, prior, total, row_a, row_b, star
     return tl.where(keep_a, x_a, 0.0), x_b
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "start", "span", "tiles_per_split", "uniform", "beta", "beta_ln2"])
-def weighted_codes(high, low, rows, best, slopes, prior, sums_out, table, words, key0, key1, total, n_pad, start, span,
-                   tiles_per_split, uniform, beta, beta_ln2, num_rows, num_codes, PAIR: tl.constexpr,
+@triton.jit(do_not_specialize=["start", "span", "slope_stride", "tiles_per_split", "uniform", "beta", "beta_ln2"])
+def weighted_codes(high, low, rows, best, slopes, prior, sums_out, table, words, total, n_pad, start, span,
+                   slope_stride, tiles_per_split, uniform, beta, beta_ln2, num_rows, num_codes, PAIR: tl.constexpr,
                    MODE: tl.constexpr, GIVEN_PRIOR: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, A: tl.constexpr,
-                   F: tl.constexpr, K: tl.constexpr, FORM: tl.constexpr, RELOAD: tl.constexpr):  # fmt: skip
+                   K: tl.constexpr, KRONECKER: tl.constexpr):  # fmt: skip
     """`sum_j x_j w_j` over all codes but each row's best, x as in _tile_weights; outputs (splits, R, K), float32.
 
     For Kronecker products and codes of one group of coordinates: a row's sums stay in registers.
@@ -322,41 +305,21 @@ def weighted_codes(high, low, rows, best, slopes, prior, sums_out, table, words,
     split = tl.program_id(1)
     BOTH: tl.constexpr = MODE == REVERSE_KL or MODE == CROSS_ENTROPY
     left = tiles.sylvester(A)
-    right = tiles.sylvester(BN // A if FORM == KRONECKER else 16)
-    sum_a = tl.zeros([BM * A, K // A] if FORM == KRONECKER else [BM, K], tl.float32)
-    sum_b = tl.zeros([BM * A, K // A] if FORM == KRONECKER else [BM, K], tl.float32)
-    if not RELOAD:
-        kept_a_high = tiles.load_rows(high, row_a, BM, A, K, FORM)
-        kept_a_low = tiles.load_rows(low, row_a, BM, A, K, FORM)
-        kept_b_high = kept_a_high
-        kept_b_low = kept_a_low
-        if PAIR:
-            kept_b_high = tiles.load_rows(high, row_b, BM, A, K, FORM)
-            kept_b_low = tiles.load_rows(low, row_b, BM, A, K, FORM)
+    right = tiles.sylvester(BN // A if KRONECKER else 16)
+    sum_a = tl.zeros([BM * A, K // A] if KRONECKER else [BM, K], tl.float32)
+    sum_b = tl.zeros([BM * A, K // A] if KRONECKER else [BM, K], tl.float32)
     first = split * tiles_per_split
     for tile in range(first, tl.minimum(first + tiles_per_split, tl.cdiv(span, BN))):
-        operand = _operand(tile, start, start + span, table, words, key0, key1, BM, BN, A, F, K, 1, FORM)
-        column = tile * BN + tiles.columns(BN, A, FORM)
+        operand = _operand(tile, span, table, words, BM, BN, A, K, 1, KRONECKER)
+        column = tile * BN + tiles.columns(BN, A, KRONECKER)
         s_a = tl.zeros([BM, BN], tl.float32)
         s_b = s_a
         if MODE != GIVEN:
-            if RELOAD:
-                a_high = tiles.load_rows(high, row_a, BM, A, K, FORM)
-                a_low = tiles.load_rows(low, row_a, BM, A, K, FORM)
-                b_high = a_high
-                b_low = a_low
-                if PAIR:
-                    b_high = tiles.load_rows(high, row_b, BM, A, K, FORM)
-                    b_low = tiles.load_rows(low, row_b, BM, A, K, FORM)
-                s_a, s_b = _logits(high, low, row_a, row_b, a_high, a_low, b_high, b_low, operand, left, right,
-                                   start + span, table, words, key0, key1, PAIR, BM, BN, A, F, 1, FORM)  # fmt: skip
-            else:
-                s_a, s_b = _logits(high, low, row_a, row_b, kept_a_high, kept_a_low, kept_b_high, kept_b_low, operand,
-                                   left, right, start + span, table, words, key0, key1, PAIR, BM, BN, A, F, 1,
-                                   FORM)  # fmt: skip
-        x_a, x_b = _tile_weights(s_a, s_b, rows, best, slopes, prior, total, row_a, row_b, start, span, column, uniform,
-                                 beta, beta_ln2, num_rows, num_codes, MODE, GIVEN_PRIOR, BM)  # fmt: skip
-        if FORM == KRONECKER:
+            s_a, s_b = _logits(high, low, row_a, row_b, operand, left, right, table, words, PAIR, BM, BN, A, K, 1,
+                               KRONECKER)  # fmt: skip
+        x_a, x_b = _tile_weights(s_a, s_b, rows, best, slopes, prior, total, row_a, row_b, start, span, slope_stride,
+                                 column, uniform, beta, beta_ln2, num_rows, num_codes, MODE, GIVEN_PRIOR, BM)  # fmt: skip
+        if KRONECKER:
             sum_a += tiles.kronecker_back(x_a, operand, left, right, BM, A, BN // A)
             if BOTH:
                 sum_b += tiles.kronecker_back(x_b, operand, left, right, BM, A, BN // A)
@@ -364,7 +327,7 @@ def weighted_codes(high, low, rows, best, slopes, prior, sums_out, table, words,
             sum_a += tiles.codes_back(x_a, operand)
             if BOTH:
                 sum_b += tiles.codes_back(x_b, operand)
-    if FORM == KRONECKER:
+    if KRONECKER:
         at = tl.arange(0, BM * A)[:, None] * (K // A) + tl.arange(0, K // A)[None, :]
     else:
         at = tl.arange(0, BM)[:, None] * K + tl.arange(0, K)[None, :]
@@ -374,12 +337,12 @@ def weighted_codes(high, low, rows, best, slopes, prior, sums_out, table, words,
         tl.store(out + n_pad.to(tl.int64) * K + at, sum_b)
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "start", "span", "uniform", "beta", "beta_ln2"])
-def chunk_weights(high, low, rows, best, slopes, prior, high_out, low_out, scale_out, table, words, key0, key1, total,
-                  n_pad, start, span, first, chunk, uniform, beta, beta_ln2, num_rows, num_codes, PAIR: tl.constexpr,
-                  MODE: tl.constexpr, GIVEN_PRIOR: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr,
-                  GROUPS: tl.constexpr, FORM: tl.constexpr):  # fmt: skip
-    """The weights of `chunk` codes from `start + first` on, as two float16 halves (R, chunk) and a scale per row and tile.
+@triton.jit(do_not_specialize=["start", "span", "slope_stride", "uniform", "beta", "beta_ln2"])
+def chunk_weights(high, low, rows, best, slopes, prior, high_out, low_out, scale_out, table, words, total,
+                  n_pad, start, span, slope_stride, chunk, uniform, beta, beta_ln2, num_rows, num_codes, PAIR: tl.constexpr,
+                  MODE: tl.constexpr, GIVEN_PRIOR: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+                  GROUPS: tl.constexpr):  # fmt: skip
+    """The weights of `span` codes, as two float16 halves (R, chunk >= span) and a scale per row and tile.
 
     For codes of several groups of coordinates, whose sums do not fit in registers; `weighted_chunk` takes it from here.
     """
@@ -387,14 +350,14 @@ def chunk_weights(high, low, rows, best, slopes, prior, high_out, low_out, scale
     row_b = row_a + n_pad
     tile = tl.program_id(1)
     BOTH: tl.constexpr = MODE == REVERSE_KL or MODE == CROSS_ENTROPY
-    column = first + tile * BN + tl.arange(0, BN)
+    column = tile * BN + tl.arange(0, BN)
     s_a = tl.zeros([BM, BN], tl.float32)
     s_b = s_a
     if MODE != GIVEN:
-        s_a, s_b = tiles.grouped_logits(high, low, row_a, row_b, start + column, start + span, table, words, key0, key1,
-                                        PAIR, BM, BN, F, GROUPS, FORM)  # fmt: skip
-    x_a, x_b = _tile_weights(s_a, s_b, rows, best, slopes, prior, total, row_a, row_b, start, span, column, uniform,
-                             beta, beta_ln2, num_rows, num_codes, MODE, GIVEN_PRIOR, BM)  # fmt: skip
+        code = tl.minimum(column, span - 1)
+        s_a, s_b = tiles.grouped_logits(high, low, row_a, row_b, code, table, words, PAIR, BM, BN, GROUPS)
+    x_a, x_b = _tile_weights(s_a, s_b, rows, best, slopes, prior, total, row_a, row_b, start, span, slope_stride,
+                             column, uniform, beta, beta_ln2, num_rows, num_codes, MODE, GIVEN_PRIOR, BM)  # fmt: skip
     for view in tl.static_range(2 if BOTH else 1):
         x = x_a if view == 0 else x_b
         row = (row_a if view == 0 else row_b) + tl.arange(0, BM)
@@ -406,10 +369,9 @@ def chunk_weights(high, low, rows, best, slopes, prior, high_out, low_out, scale
         tl.store(scale_out + row.to(tl.int64) * tl.num_programs(1) + tile, down)
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "start", "tiles_per_split"])
-def weighted_chunk(x_high, x_low, scales, sums_out, table, words, key0, key1, total, start, stop, chunk,
-                   tiles_per_split, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr, GROUPS: tl.constexpr,
-                   FORM: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=["span", "tiles_per_split"])
+def weighted_chunk(x_high, x_low, scales, sums_out, table, words, total, span, chunk, tiles_per_split,
+                   BM: tl.constexpr, BN: tl.constexpr, GROUPS: tl.constexpr):  # fmt: skip
     """Adds `sum_j x_j w_j` over a chunk's codes to (splits, R, 128 * GROUPS): grid (row tiles, groups, splits).
 
     Each element belongs to one program, so the sum has a fixed order.
@@ -421,32 +383,26 @@ def weighted_chunk(x_high, x_low, scales, sums_out, table, words, key0, key1, to
     num_tiles = chunk // BN
     for tile in range(split * tiles_per_split, tl.minimum((split + 1) * tiles_per_split, num_tiles)):
         at = row[:, None].to(tl.int64) * chunk + tile * BN + tl.arange(0, BN)[None, :]
-        code = start + tile * BN + tl.arange(0, BN)
-        w0, w1, w2, w3 = tiles.code_words(code, group, stop, table, words, key0, key1, F, FORM)
+        code = tl.minimum(tile * BN + tl.arange(0, BN), span - 1)
+        w0, w1, w2, w3 = tiles.code_words(code, group, table, words)
         part = tiles.product(tl.load(x_high + at), tl.load(x_low + at), tiles.sign_tile(w0, w1, w2, w3, 128))
         sums += part * tl.load(scales + row.to(tl.int64) * num_tiles + tile)[:, None]
     at = (split.to(tl.int64) * total + row)[:, None] * (128 * GROUPS) + group * 128 + tl.arange(0, 128)[None, :]
     tl.store(sums_out + at, tl.load(sums_out + at) + sums)
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "start", "span", "out_stride"])
-def probabilities(high, low, rows, out, table, words, key0, key1, total, num_rows, start, span, out_stride,
-                  SCORES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, A: tl.constexpr, F: tl.constexpr,
-                  K: tl.constexpr, GROUPS: tl.constexpr, FORM: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=["span", "out_stride"])
+def probabilities(high, low, rows, out, table, words, total, num_rows, span, out_stride,
+                  SCORES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, A: tl.constexpr,
+                  K: tl.constexpr, GROUPS: tl.constexpr, KRONECKER: tl.constexpr):  # fmt: skip
     """p, or with SCORES the scaled products themselves, into rows of `out`; grid (tiles, row tiles)."""
     tile = tl.program_id(0)
     row = tl.program_id(1) * BM
     left = tiles.sylvester(A)
-    right = tiles.sylvester(BN // A if FORM == KRONECKER else 16)
-    operand = _operand(tile, start, start + span, table, words, key0, key1, BM, BN, A, F, K, GROUPS, FORM)
-    a_high = left
-    a_low = left
-    if GROUPS == 1:
-        a_high = tiles.load_rows(high, row, BM, A, K, FORM)
-        a_low = tiles.load_rows(low, row, BM, A, K, FORM)
-    s, _ = _logits(high, low, row, row, a_high, a_low, a_high, a_low, operand, left, right, start + span, table, words,
-                   key0, key1, False, BM, BN, A, F, GROUPS, FORM)  # fmt: skip
-    column = tile * BN + tiles.columns(BN, A, FORM)
+    right = tiles.sylvester(BN // A if KRONECKER else 16)
+    operand = _operand(tile, span, table, words, BM, BN, A, K, GROUPS, KRONECKER)
+    s, _ = _logits(high, low, row, row, operand, left, right, table, words, False, BM, BN, A, K, GROUPS, KRONECKER)
+    column = tile * BN + tiles.columns(BN, A, KRONECKER)
     value = s * _constant(rows, SCALE, total, row, BM)[:, None]
     if not SCORES:
         value, _ = _probability(s, rows, total, row, (column < span)[None, :], BM)

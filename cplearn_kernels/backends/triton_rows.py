@@ -7,6 +7,7 @@ partial sum once.
 import triton
 import triton.language as tl
 
+from . import triton_bits as bits
 from . import triton_tiles as tiles
 from .triton_passes import (
     BEST,
@@ -20,7 +21,6 @@ from .triton_passes import (
     SHIFT,
     TARGET,
 )
-from .triton_tiles import KRONECKER, PACKED, RADEMACHER
 
 _LN_2 = tl.constexpr(0.6931471805599453)
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -54,50 +54,6 @@ def prepare_rows(h1, h2, coordinates, high, low, rows, n, n_pad, total, row_stri
     tl.store(high + at, x_high, mask=k < K)
     tl.store(low + at, x_low, mask=k < K)
     tl.store(rows + SCALE * total + view * n_pad + row, tl.where(bad, float("nan"), tl.where(row < n, down, 1.0)))
-
-
-@triton.jit(do_not_specialize=["key0", "key1", "first_block"])
-def pack_block_signs(coordinates, out, key0, key1, first_block, num_words, F: tl.constexpr, BLOCK: tl.constexpr):
-    """The sign vectors of Hadamard blocks from `first_block` on, a bit per position: int32 (blocks, F / 32).
-
-    Made once per span of codes, because with an injection a position's bit can lie in any of Philox's words.
-    """
-    word = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = word < num_words
-    block = first_block + word // (F // 32)
-    packed = tl.zeros([BLOCK], tl.uint32)
-    for bit in range(32):
-        k = tl.load(coordinates + (word % (F // 32)) * 32 + bit, mask=inside, other=0)
-        k = tl.maximum(k, 0)
-        w0, w1, w2, w3 = tiles.sign_words(block, k >> 7, key0, key1, 1)
-        which = (k >> 5) & 3
-        w = tl.where(which == 0, w0, tl.where(which == 1, w1, tl.where(which == 2, w2, w3)))
-        packed |= ((w >> (k & 31).to(tl.uint32)) & 1) << bit
-    tl.store(out + word, packed.to(tl.int32, bitcast=True), mask=inside)
-
-
-@triton.jit
-def code_signs(code, k, positions, table, words, key0, key1, F: tl.constexpr, FORM: tl.constexpr):
-    """float32 ±1: coordinates k (int32) of codes; both broadcast to one shape before the call."""
-    if FORM == PACKED:
-        word = tl.load(table + code.to(tl.int64) * words + (k >> 5)).to(tl.uint32, bitcast=True)
-        parity = (word >> (k & 31).to(tl.uint32)) & 1
-    else:
-        index = code
-        if FORM != RADEMACHER:
-            index = code // F
-        w0, w1, w2, w3 = tiles.sign_words(index, k >> 7, key0, key1, 0 if FORM == RADEMACHER else 1)
-        which = (k >> 5) & 3
-        word = tl.where(which == 0, w0, tl.where(which == 1, w1, tl.where(which == 2, w2, w3)))
-        parity = (word >> (k & 31).to(tl.uint32)) & 1
-        if FORM != RADEMACHER:
-            overlap = (tl.load(positions + k) & (code % F)).to(tl.uint32)
-            overlap ^= overlap >> 8
-            overlap ^= overlap >> 4
-            overlap ^= overlap >> 2
-            overlap ^= overlap >> 1
-            parity ^= overlap & 1
-    return 1.0 - 2.0 * parity.to(tl.float32)
 
 
 @triton.jit
@@ -156,8 +112,8 @@ def row_constants(best, others, rows, n, n_pad, total, log2_codes, BLOCK: tl.con
 
 
 @triton.jit(do_not_specialize=["key0", "key1"])
-def products_at_best(high, low, rows, code, out, coordinates, positions, table, words, key0, key1, n_pad, total, f, K,
-                     F: tl.constexpr, FORM: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def products_at_best(high, low, rows, code, out, coordinates, positions, packed, words, key0, key1, n_pad, total, f, K,
+                     F: tl.constexpr, KIND: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """The partner row's logit (in powers of two) at each row's best code; one program per row of two views."""
     row = tl.program_id(0)
     partner = (row + n_pad) % total
@@ -166,15 +122,15 @@ def products_at_best(high, low, rows, code, out, coordinates, positions, table, 
     mask = coordinate >= 0
     coordinate = tl.maximum(coordinate, 0)
     best = coordinate * 0 + tl.load(code + row)
-    signs = code_signs(best, coordinate, positions, table, words, key0, key1, F, FORM)
+    signs = bits.code_signs(best, coordinate, positions, packed, words, key0, key1, F, KIND)
     at = partner.to(tl.int64) * K + k
     x = tl.load(high + at, mask=mask, other=0.0).to(tl.float32) + tl.load(low + at, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + row, tl.sum(x * signs, 0) * tl.load(rows + SCALE * total + partner))
 
 
-@triton.jit(do_not_specialize=["n_inverse", "codes_over_n", "uniform", "span"])
-def finish_columns(sums, best, prior, slopes, prior_sums, splits, span, n_inverse, codes_over_n, uniform, MODE: tl.constexpr,
-                   GIVEN_PRIOR: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=["n_inverse", "codes_over_n", "uniform", "span", "slope_stride"])
+def finish_columns(sums, best, prior, slopes, prior_sums, splits, span, slope_stride, n_inverse, codes_over_n, uniform,
+                   MODE: tl.constexpr, GIVEN_PRIOR: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """p̄ of each code and what the loss needs of it. Grid (blocks of codes, views).
 
     `slopes` gets p̄ (EXPECTED), g = ln(p̄ / q) (REVERSE_KL) or log2(c p̄) (CROSS_ENTROPY); `prior_sums` (views, blocks),
@@ -211,15 +167,15 @@ def finish_columns(sums, best, prior, slopes, prior_sums, splits, span, n_invers
         value = top + tl.log2(mass * n_inverse)
         log2_codes = tl.log2(codes_over_n / n_inverse)
         term = -q * (value - log2_codes) * _LN_2
-    tl.store(slopes + view.to(tl.int64) * span + column, value, mask=inside)
+    tl.store(slopes + view.to(tl.int64) * slope_stride + column, value, mask=inside)
     if MODE != EXPECTED:
         term = tl.where(inside, term, 0.0).to(tl.float64)
         tl.store(prior_sums + view * tl.num_programs(0) + tl.program_id(0), tl.sum(term, 0))
 
 
-@triton.jit(do_not_specialize=["start", "span", "uniform"])
+@triton.jit(do_not_specialize=["start", "span", "slope_stride", "uniform"])
 def merge_row_sums(centre_in, target_in, centre, target, best_weight, slopes, prior, code, rows, splits, total, n_pad,
-                   start, span, uniform, PAIR: tl.constexpr, LOGS: tl.constexpr, GIVEN_PRIOR: tl.constexpr,
+                   start, span, slope_stride, uniform, PAIR: tl.constexpr, LOGS: tl.constexpr, GIVEN_PRIOR: tl.constexpr,
                    FIRST: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Adds the splits' sums, in order, and notes `p g` of a row's best code when that lies in the span."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -239,7 +195,7 @@ def merge_row_sums(centre_in, target_in, centre, target, best_weight, slopes, pr
     column = tl.load(code + row, mask=inside, other=0) - start
     here = inside & (column >= 0) & (column < span)
     column = tl.where(here, column, 0)
-    slope = tl.load(slopes + (row // n_pad).to(tl.int64) * span + column, mask=here, other=0.0)
+    slope = tl.load(slopes + (row // n_pad).to(tl.int64) * slope_stride + column, mask=here, other=0.0)
     if LOGS:
         q = uniform
         if GIVEN_PRIOR:
@@ -301,8 +257,8 @@ def merge_weighted(sums_in, sums, stride, elements, splits, FIRST: tl.constexpr,
 
 
 @triton.jit(do_not_specialize=["key0", "key1", "factor"])
-def finish_sums(sums, best_share, code, positions, out_1, out_2, table, words, key0, key1, n_pad, f, K, factor,
-                F: tl.constexpr, FORM: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def finish_sums(sums, best_share, code, positions, out_1, out_2, packed, words, key0, key1, n_pad, f, K, factor,
+                F: tl.constexpr, KIND: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """`factor * (sums + best_share * w_best)` in the order of the coordinates: float32 (n, f) per view. Grid (n, views)."""
     row = tl.program_id(0)
     view = tl.program_id(1)
@@ -311,10 +267,10 @@ def finish_sums(sums, best_share, code, positions, out_1, out_2, table, words, k
     inside = k < f
     k = tl.where(inside, k, 0)
     position = k
-    if FORM == KRONECKER:
+    if KIND == bits.KRONECKER:
         position = tl.load(positions + k)
     value = tl.load(sums + at.to(tl.int64) * K + position)
-    signs = code_signs(k * 0 + tl.load(code + at), k, positions, table, words, key0, key1, F, FORM).to(tl.float64)
+    signs = bits.code_signs(k * 0 + tl.load(code + at), k, positions, packed, words, key0, key1, F, KIND).to(tl.float64)
     value = ((value + tl.load(best_share + at) * signs) * factor).to(tl.float32)
     out = out_1 if view == 0 else out_2
     tl.store(out + row.to(tl.int64) * f + k, value, mask=inside)

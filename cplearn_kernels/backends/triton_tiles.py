@@ -1,54 +1,19 @@
-"""Triton building blocks: Philox, ±1 tiles made from bits, logits of a tile, and the product that goes back.
+"""Triton building blocks: ±1 tiles made from bits, the logits of a tile of codes, and the product that goes back.
 
-A tile is BM rows of the batch times BN codes. FORM says where the codes come from and how the products are taken:
+A tile is BM rows of the batch times BN codes. Bits of the codes come from a table that triton_bits.py makes per piece of
+the dictionary, one bit per coordinate. There are two forms of product:
 
 * KRONECKER: a Hadamard block of F = A * B >= 256 codes at once. With h viewed as an A x B matrix per row, the transform
-  is H_A h H_B: two small tensor-core products (design: docs/performance.md, GPU part). Its columns come out in the order
+  is H_A h H_B: two small tensor-core products. The table holds one sign vector per block. Columns come out in the order
   `b * A + a` for code `a * B + b`; see `columns`.
-* HADAMARD (F <= 128), RADEMACHER, PACKED: one tensor-core product with a (BN, K) tile of ±1 made from bits in registers,
-  GROUPS times K = 128 coordinates (or one K of 32, 64, 128).
+* codes: one tensor-core product with a (BN, K) tile of ±1 made from bits in registers, over GROUPS times K = 128
+  coordinates (or one K of 32, 64, 128).
 
 Precision: data go in as two float16 halves after a power-of-two scale (2^-22 relative), ±1 is exact, sums are float32.
 """
 
 import triton
 import triton.language as tl
-
-KRONECKER = tl.constexpr(0)
-HADAMARD = tl.constexpr(1)
-RADEMACHER = tl.constexpr(2)
-PACKED = tl.constexpr(3)
-
-# Last counter word of philox.py: what the bits are for.
-_STREAM_RADEMACHER = tl.constexpr(0)
-_STREAM_HADAMARD_SIGNS = tl.constexpr(1)
-
-
-@triton.jit
-def philox(c0, c1, c2, c3, key0, key1):
-    """Philox4x32-10 of uint32 counters: four words. `philox.py` is the specification."""
-    k0 = key0.to(tl.uint32)
-    k1 = key1.to(tl.uint32)
-    for _ in tl.static_range(10):
-        high0 = tl.umulhi(c0, 0xD2511F53)
-        high1 = tl.umulhi(c2, 0xCD9E8D57)
-        low0 = c0 * 0xD2511F53
-        low1 = c2 * 0xCD9E8D57
-        c0 = high1 ^ c1 ^ k0
-        c1 = low1
-        c2 = high0 ^ c3 ^ k1
-        c3 = low0
-        k0 += 0x9E3779B9
-        k1 += 0xBB67AE85
-    return c0, c1, c2, c3
-
-
-@triton.jit
-def sign_words(index, group, key0, key1, STREAM: tl.constexpr):
-    """The four words of coordinates `128 * group` … `128 * group + 127` of each `index` (int32), as uint32."""
-    zero = index * 0
-    stream = (zero + STREAM).to(tl.uint32)
-    return philox(index.to(tl.uint32), zero.to(tl.uint32), (zero + group).to(tl.uint32), stream, key0, key1)
 
 
 @triton.jit
@@ -60,19 +25,12 @@ def _table_word(table, row, words, word):
 
 
 @triton.jit
-def code_words(code, group, stop, table, words, key0, key1, F: tl.constexpr, FORM: tl.constexpr):
-    """Four words of sign bits of codes (int32): coordinates `128 * group` and up; a set bit means -1."""
-    if FORM == RADEMACHER:
-        w0, w1, w2, w3 = sign_words(code, group, key0, key1, _STREAM_RADEMACHER)
-    else:
-        row = code % F if FORM == HADAMARD else tl.where(code < stop, code, -1)
-        w0 = _table_word(table, row, words, 4 * group)
-        w1 = _table_word(table, row, words, 4 * group + 1)
-        w2 = _table_word(table, row, words, 4 * group + 2)
-        w3 = _table_word(table, row, words, 4 * group + 3)
-        if FORM == HADAMARD:
-            d0, d1, d2, d3 = sign_words(code // F, group, key0, key1, _STREAM_HADAMARD_SIGNS)
-            w0, w1, w2, w3 = w0 ^ d0, w1 ^ d1, w2 ^ d2, w3 ^ d3
+def code_words(row, group, table, words):
+    """Four words of sign bits of the codes at rows of a table: coordinates `128 * group` and up; a set bit means -1."""
+    w0 = _table_word(table, row, words, 4 * group)
+    w1 = _table_word(table, row, words, 4 * group + 1)
+    w2 = _table_word(table, row, words, 4 * group + 2)
+    w3 = _table_word(table, row, words, 4 * group + 3)
     return w0, w1, w2, w3
 
 
@@ -136,21 +94,22 @@ def power_of_two_scale(largest):
 
 
 @triton.jit
-def columns(BN: tl.constexpr, A: tl.constexpr, FORM: tl.constexpr):
+def columns(BN: tl.constexpr, A: tl.constexpr, KRONECKER: tl.constexpr):
     """int32 (BN,): the code, counted from the tile's first, that each column of a tile belongs to."""
     column = tl.arange(0, BN)
-    if FORM == KRONECKER:
+    if KRONECKER:
         column = (column % A) * (BN // A) + column // A
     return column
 
 
 @triton.jit
-def load_rows(data, row, BM: tl.constexpr, A: tl.constexpr, K: tl.constexpr, FORM: tl.constexpr):
+def load_rows(data, row, BM: tl.constexpr, A: tl.constexpr, K: tl.constexpr, KRONECKER: tl.constexpr):
     """float16 rows `row` … `row + BM - 1` of (rows, K) data; as (BM * A, B) for Kronecker products."""
-    pointers = data + row.to(tl.int64) * K
-    if FORM == KRONECKER:
-        return tl.load(pointers + tl.arange(0, BM * A)[:, None] * (K // A) + tl.arange(0, K // A)[None, :])
-    return tl.load(pointers + tl.arange(0, BM)[:, None] * K + tl.arange(0, K)[None, :])
+    if KRONECKER:
+        offset = tl.arange(0, BM * A)[:, None] * (K // A) + tl.arange(0, K // A)[None, :]
+    else:
+        offset = tl.arange(0, BM)[:, None] * K + tl.arange(0, K)[None, :]
+    return tl.load(data + row.to(tl.int64) * K + offset)
 
 
 @triton.jit
@@ -191,18 +150,17 @@ def codes_back(x, codes):
 
 
 @triton.jit
-def grouped_logits(high, low, row_a, row_b, code, stop, table, words, key0, key1, PAIR: tl.constexpr, BM: tl.constexpr,
-                   BN: tl.constexpr, F: tl.constexpr, GROUPS: tl.constexpr, FORM: tl.constexpr):  # fmt: skip
-    """(BM, BN) logits of rows at `row_a` and, if PAIR, at `row_b`, over GROUPS of 128 coordinates.
+def grouped_logits(high, low, row_a, row_b, code, table, words, PAIR: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+                   GROUPS: tl.constexpr):  # fmt: skip
+    """(BM, BN) logits of rows at `row_a` and, if PAIR, at `row_b`, with the table's rows `code`, over all groups.
 
     A group's sum starts from zero and is added in float32 outside of the tensor core, whose accumulator truncates.
     """
-    k = tl.arange(0, 128)[None, :]
-    first = tl.arange(0, BM)[:, None].to(tl.int64) * (128 * GROUPS) + k
+    first = tl.arange(0, BM)[:, None].to(tl.int64) * (128 * GROUPS) + tl.arange(0, 128)[None, :]
     sum_a = tl.zeros([BM, BN], tl.float32)
     sum_b = sum_a
     for group in range(GROUPS):
-        w0, w1, w2, w3 = code_words(code, group, stop, table, words, key0, key1, F, FORM)
+        w0, w1, w2, w3 = code_words(code, group, table, words)
         signs = tl.trans(sign_tile(w0, w1, w2, w3, 128))
         at = row_a.to(tl.int64) * (128 * GROUPS) + group * 128 + first
         sum_a += product(tl.load(high + at), tl.load(low + at), signs)

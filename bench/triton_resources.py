@@ -1,0 +1,254 @@
+"""Compiles every Triton kernel configuration ahead of time, with no GPU, and reports registers, spills, shared memory.
+
+    python -m bench.triton_resources                       # table; JSON in bench/results; status 1 on a spill
+    python -m bench.triton_resources --arch sm_90 --kernel weighted_codes
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import dataclasses
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Iterator
+
+RESULTS = Path(__file__).resolve().parent / "results" / "triton_resources.json"
+
+# Shared memory that one program may have, bytes (CUDA C++ programming guide, table of compute capabilities; CDNA 3 ISA).
+SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
+ARCHITECTURES = tuple(SHARED_LIMIT)
+FORMS = tuple(f"kronecker-{1 << log2}" for log2 in range(8, 14)) + ("codes-32", "codes-64", "codes-128", "codes-grouped")
+
+_TYPES = {
+    "high": "*fp16", "low": "*fp16", "high_out": "*fp16", "low_out": "*fp16", "x_high": "*fp16", "x_low": "*fp16",
+    "code": "*i32", "code_out": "*i32", "table": "*i32", "others_out": "*fp64", "centre_out": "*fp64",
+    "target_out": "*fp64", "uniform": "fp32", "beta": "fp32", "beta_ln2": "fp32", "best": "*i32",
+}  # fmt: skip
+_POINTERS = {"rows", "best_out", "sums_out", "slopes", "prior", "scale_out", "scales", "out"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One kernel compiled for one architecture, form and mode.
+
+    Attributes:
+        kernel: a name of `triton_configurations.KERNELS`.
+        form: the key of the table, e.g. "kronecker-2048".
+        options: the kernel's other compile-time arguments, as (name, value) pairs.
+        rows, codes, warps, stages  the configuration.
+    """
+
+    arch: str
+    kernel: str
+    form: str
+    options: tuple[tuple[str, Any], ...]
+    rows: int
+    codes: int
+    warps: int
+    stages: int
+
+
+def variants(arch: str, kernels: list[str] | None = None, forms: list[str] | None = None) -> Iterator[Variant]:
+    """Every configuration in the table or the rule for one architecture, each with the mode that needs most."""
+    from cplearn_kernels.backends import triton_configurations as configurations
+
+    for kernel in kernels or configurations.KERNELS:
+        for form in forms or FORMS:
+            if not _used(kernel, form):
+                continue
+            config = dataclasses.asdict(configurations.choose(arch, kernel, form, 1 << 20))
+            for options in _modes(kernel):
+                yield Variant(arch, kernel, form, tuple(sorted(options.items())), **config)
+
+
+def _used(kernel: str, form: str) -> bool:
+    grouped = form == "codes-grouped"
+    if kernel in ("chunk_weights", "weighted_chunk"):
+        return grouped
+    return not (grouped and kernel.startswith("weighted_codes"))
+
+
+def _modes(kernel: str) -> Iterator[dict[str, Any]]:
+    """The compile-time options to try: both forms of the loss where they differ, else the ones that need most."""
+    if kernel == "column_sums":
+        yield {"LOGS": False}
+        yield {"LOGS": True}
+    elif kernel == "row_sums":
+        yield {"PAIR": True, "LOGS": False, "GIVEN_PRIOR": False}
+        yield {"PAIR": True, "LOGS": True, "GIVEN_PRIOR": True}
+    elif kernel in ("weighted_codes", "chunk_weights"):
+        yield {"PAIR": True, "MODE": 2, "GIVEN_PRIOR": False}
+        yield {"PAIR": True, "MODE": 3, "GIVEN_PRIOR": True}
+    elif kernel == "weighted_codes_one":
+        yield {"PAIR": True, "MODE": 4, "GIVEN_PRIOR": False}
+    elif kernel == "probabilities":
+        yield {"SCORES": False}
+    else:
+        yield {}
+
+
+def compile_variant(variant: Variant) -> dict[str, Any]:
+    """The variant with what its machine code needs; `error` instead where it does not compile."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    from cplearn_kernels.backends import triton_passes
+
+    kernel = getattr(triton_passes, variant.kernel.removesuffix("_one"))
+    constants = _constants(variant)
+    constants = {name: constants[name] for name in kernel.arg_names if name in constants}
+    signature, aligned = {}, {}
+    for position, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+            continue
+        signature[name] = _TYPES.get(name, "*fp32" if name in _POINTERS else "i32")
+        if signature[name].startswith("*") or name in ("total", "n_pad", "chunk"):
+            aligned[(position,)] = [["tt.divisibility", 16]]
+    target = GPUTarget("hip", variant.arch, 64) if variant.arch.startswith("gfx") else GPUTarget(
+        "cuda", int(variant.arch.removeprefix("sm_")), 32)  # fmt: skip
+    source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    record = {**dataclasses.asdict(variant), "options": dict(variant.options)}
+    started = time.perf_counter()
+    try:
+        built = triton.compile(source, target=target, options={"num_warps": variant.warps, "num_stages": variant.stages})
+    except Exception as error:  # noqa: BLE001  a compiler's failure is a result here
+        return {**record, "error": str(error)[-2000:]}
+    record["seconds"] = round(time.perf_counter() - started, 1)
+    record["shared"] = built.metadata.shared
+    record.update(_amd_usage(built.asm["amdgcn"]) if variant.arch.startswith("gfx") else _nvidia_usage(built.asm["cubin"]))
+    return record
+
+
+def _constants(variant: Variant) -> dict[str, Any]:
+    name, _, size = variant.form.partition("-")
+    if name == "kronecker":
+        width, groups, left = int(size), 1, 1 << ((int(size).bit_length() - 1) // 2)
+    else:
+        groups = 16 if size == "grouped" else 1
+        width, left = (2048, 16) if size == "grouped" else (int(size), 16)
+    return {**dict(variant.options), "BM": variant.rows, "BN": variant.codes, "A": left, "K": width,
+            "GROUPS": groups, "KRONECKER": name == "kronecker"}  # fmt: skip
+
+
+def _tool(name: str) -> str:
+    import triton
+
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
+
+
+def _nvidia_usage(cubin: bytes) -> dict[str, Any]:
+    """Registers, stack bytes (spills live there) and the machine instructions by kind, of the longest loop and in all."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.run([_tool("cuobjdump"), "-res-usage", file.name], capture_output=True, text=True, check=True)
+        code = subprocess.run([_tool("nvdisasm"), "-c", file.name], capture_output=True, text=True, check=True).stdout
+    numbers = dict(re.findall(r"([A-Z]+):(\d+)", usage.stdout))
+    loop = _longest_loop(code)
+    return {"registers": int(numbers["REG"]), "spills": int(numbers["STACK"]) + int(numbers["LOCAL"]),
+            "instructions": sum(_count(code.splitlines()).values()), "loop": _count(loop)}  # fmt: skip
+
+
+_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)")
+
+
+def _count(lines: list[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for line in lines:
+        found = _INSTRUCTION.match(line)
+        if found and found.group(1) != "NOP":
+            counts[found.group(1)] = counts.get(found.group(1), 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def _longest_loop(code: str) -> list[str]:
+    """The lines between the target of a backward branch and the branch, for the branch that jumps back furthest."""
+    lines = code.splitlines()
+    labels = {line.strip()[:-1]: number for number, line in enumerate(lines) if line.strip().endswith(":")}
+    best: list[str] = []
+    for number, line in enumerate(lines):
+        branch = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", line)
+        start = labels.get(branch.group(1), number) if branch else number
+        body = lines[start:number]
+        if len(body) > len(best) and len(_count(body)) > 3:
+            best = body
+    return best
+
+
+def _amd_usage(text: str) -> dict[str, Any]:
+    def number(name):
+        found = re.search(rf"\.{name}:\s*(\d+)", text)
+        return int(found.group(1)) if found else 0
+
+    return {"registers": number("vgpr_count"), "accumulators": number("agpr_count"),
+            "spills": number("vgpr_spill_count") + number("sgpr_spill_count") + number("private_segment_fixed_size"),
+            "instructions": len(re.findall(r"^\s+[vs]_\w+|^\s+(?:ds|global|buffer)_\w+", text, re.M)), "loop": {}}
+
+
+def problem(record: dict[str, Any]) -> str | None:
+    """Why a variant must not ship, or None."""
+    if "error" in record:
+        return "does not compile: " + record["error"].strip().splitlines()[-1]
+    if record["spills"]:
+        return f"spills {record['spills']} bytes"
+    limit = SHARED_LIMIT[record["arch"]]
+    return None if record["shared"] <= limit else f"needs {record['shared']} bytes of shared memory, {limit} are there"
+
+
+def compile_all(wanted: list[Variant], jobs: int) -> list[dict[str, Any]]:
+    """Compiles in processes of their own, with Triton's interpreter off and a cache that starts empty."""
+    environment = os.environ.pop("TRITON_INTERPRET", None)
+    try:
+        with tempfile.TemporaryDirectory() as cache:
+            os.environ["TRITON_CACHE_DIR"] = cache
+            context = multiprocessing.get_context("spawn")
+            with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
+                return list(pool.map(compile_variant, wanted, chunksize=4))
+    finally:
+        os.environ.pop("TRITON_CACHE_DIR", None)
+        if environment is not None:
+            os.environ["TRITON_INTERPRET"] = environment
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """The records as lines of a table."""
+    lines = [f"{'arch':7} {'kernel':19} {'form':15} {'mode':8} {'rows':>4} {'codes':>5} {'warps':>5} {'regs':>5} "
+             f"{'spills':>6} {'shared':>7} {'instr':>6}  problem"]
+    for r in records:
+        mode = ",".join(f"{k}={int(v)}" for k, v in r["options"].items() if k in ("MODE", "LOGS", "SCORES"))
+        lines.append(f"{r['arch']:7} {r['kernel']:19} {r['form']:15} {mode:8} {r['rows']:4} "
+                     f"{r['codes']:5} {r['warps']:5} {r.get('registers', '-'):>5} {r.get('spills', '-'):>6} "
+                     f"{r.get('shared', '-'):>7} {r.get('instructions', '-'):>6}  {problem(r) or ''}")  # fmt: skip
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.triton_resources", description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", action="append", choices=ARCHITECTURES, help="default: all")
+    parser.add_argument("--kernel", action="append", help="default: all")
+    parser.add_argument("--form", action="append", choices=FORMS, help="default: all")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilers at a time (default: %(default)s)")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="where the record goes (default: bench/results)")
+    chosen = parser.parse_args(arguments)
+    wanted = [v for arch in chosen.arch or ARCHITECTURES for v in variants(arch, chosen.kernel, chosen.form)]
+    records = compile_all(wanted, chosen.jobs)
+    print(table(records))
+    import triton
+
+    chosen.json.write_text(json.dumps({"schema": 1, "triton": triton.__version__, "variants": records}, indent=1) + "\n")
+    bad = sum(problem(record) is not None for record in records)
+    print(f"{len(records)} variants, {bad} with a problem")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
