@@ -62,37 +62,32 @@ def variants(arch: str, kernels: list[str] | None = None, forms: list[str] | Non
 
     for kernel in kernels or configurations.KERNELS:
         for form in forms or FORMS:
-            if not _used(kernel, form):
+            if not is_used(kernel, form):
                 continue
             config = dataclasses.asdict(configurations.choose(arch, kernel, form, 1 << 20))
-            for options in _modes(kernel):
+            for options in modes(kernel):
                 yield Variant(arch, kernel, form, tuple(sorted(options.items())), **config)
 
 
-def _used(kernel: str, form: str) -> bool:
+def is_used(kernel: str, form: str) -> bool:
+    """Whether a kernel runs for a form."""
     grouped = form == "codes-grouped"
     if kernel in ("chunk_weights", "weighted_chunk"):
         return grouped
     return not (grouped and kernel.startswith("weighted_codes"))
 
 
-def _modes(kernel: str) -> Iterator[dict[str, Any]]:
-    """The compile-time options to try: both forms of the loss where they differ, else the ones that need most."""
+def modes(kernel: str) -> list[dict[str, Any]]:
+    """The compile-time options to try, the dearest last: both forms of the loss where they differ."""
     if kernel == "column_sums":
-        yield {"LOGS": False}
-        yield {"LOGS": True}
-    elif kernel == "row_sums":
-        yield {"PAIR": True, "LOGS": False, "GIVEN_PRIOR": False}
-        yield {"PAIR": True, "LOGS": True, "GIVEN_PRIOR": True}
-    elif kernel in ("weighted_codes", "chunk_weights"):
-        yield {"PAIR": True, "MODE": 2, "GIVEN_PRIOR": False}
-        yield {"PAIR": True, "MODE": 3, "GIVEN_PRIOR": True}
-    elif kernel == "weighted_codes_one":
-        yield {"PAIR": True, "MODE": 4, "GIVEN_PRIOR": False}
-    elif kernel == "probabilities":
-        yield {"SCORES": False}
-    else:
-        yield {}
+        return [{"LOGS": False}, {"LOGS": True}]
+    if kernel == "row_sums":
+        return [{"PAIR": True, "LOGS": logs, "GIVEN_PRIOR": logs} for logs in (False, True)]
+    if kernel in ("weighted_codes", "chunk_weights"):
+        return [{"PAIR": True, "MODE": mode, "GIVEN_PRIOR": mode == 3} for mode in (2, 3)]
+    if kernel == "weighted_codes_one":
+        return [{"PAIR": True, "MODE": 4, "GIVEN_PRIOR": False}]
+    return [{"SCORES": False}] if kernel == "probabilities" else [{}]
 
 
 def compile_variant(variant: Variant) -> dict[str, Any]:
@@ -161,10 +156,10 @@ def _nvidia_usage(cubin: bytes) -> dict[str, Any]:
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)")
 
 
-def _count(lines: list[str]) -> dict[str, int]:
+def _count(lines: list[str], pattern: re.Pattern = _INSTRUCTION) -> dict[str, int]:
     counts: dict[str, int] = {}
     for line in lines:
-        found = _INSTRUCTION.match(line)
+        found = pattern.match(line)
         if found and found.group(1) != "NOP":
             counts[found.group(1)] = counts.get(found.group(1), 0) + 1
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
@@ -173,15 +168,19 @@ def _count(lines: list[str]) -> dict[str, int]:
 def _longest_loop(code: str) -> list[str]:
     """The lines between the target of a backward branch and the branch, for the branch that jumps back furthest."""
     lines = code.splitlines()
-    labels = {line.strip()[:-1]: number for number, line in enumerate(lines) if line.strip().endswith(":")}
+    labels = {line.split(":")[0].strip(): number for number, line in enumerate(lines) if _LABEL.match(line)}
     best: list[str] = []
     for number, line in enumerate(lines):
-        branch = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", line)
+        branch = _BRANCH.search(line)
         start = labels.get(branch.group(1), number) if branch else number
-        body = lines[start:number]
-        if len(body) > len(best) and len(_count(body)) > 3:
-            best = body
+        if number - start > len(best):
+            best = lines[start:number]
     return best
+
+
+_LABEL = re.compile(r"^\.?L\w+:|^\s*\.L_x_\d+:")
+_BRANCH = re.compile(r"(?:\bBRA\b.*`\(|s_c?branch\w*\s+)(\.L\w+)")
+_AMD_INSTRUCTION = re.compile(r"^\s+((?:v|s|ds|global|buffer)_\w+)")
 
 
 def _amd_usage(text: str) -> dict[str, Any]:
@@ -191,7 +190,8 @@ def _amd_usage(text: str) -> dict[str, Any]:
 
     return {"registers": number("vgpr_count"), "accumulators": number("agpr_count"),
             "spills": number("vgpr_spill_count") + number("sgpr_spill_count") + number("private_segment_fixed_size"),
-            "instructions": len(re.findall(r"^\s+[vs]_\w+|^\s+(?:ds|global|buffer)_\w+", text, re.M)), "loop": {}}
+            "instructions": sum(_count(text.splitlines(), _AMD_INSTRUCTION).values()),
+            "loop": _count(_longest_loop(text), _AMD_INSTRUCTION)}
 
 
 def problem(record: dict[str, Any]) -> str | None:
@@ -204,19 +204,24 @@ def problem(record: dict[str, Any]) -> str | None:
     return None if record["shared"] <= limit else f"needs {record['shared']} bytes of shared memory, {limit} are there"
 
 
-def compile_all(wanted: list[Variant], jobs: int) -> list[dict[str, Any]]:
+def compile_all(wanted: list[Variant], jobs: int, progress: bool = False) -> list[dict[str, Any]]:
     """Compiles in processes of their own, with Triton's interpreter off and a cache that starts empty."""
     environment = os.environ.pop("TRITON_INTERPRET", None)
+    records = []
     try:
         with tempfile.TemporaryDirectory() as cache:
             os.environ["TRITON_CACHE_DIR"] = cache
             context = multiprocessing.get_context("spawn")
             with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
-                return list(pool.map(compile_variant, wanted, chunksize=4))
+                for record in pool.map(compile_variant, wanted, chunksize=4):
+                    records.append(record)
+                    if progress and len(records) % 50 == 0:
+                        print(f"{len(records)} of {len(wanted)} compiled", flush=True)
     finally:
         os.environ.pop("TRITON_CACHE_DIR", None)
         if environment is not None:
             os.environ["TRITON_INTERPRET"] = environment
+    return records
 
 
 def table(records: list[dict[str, Any]]) -> str:

@@ -6,6 +6,7 @@ The table is data (triton_configurations.json): architecture -> kernel -> form -
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -55,8 +56,23 @@ def architecture(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
+_overrides: dict[tuple[str, str], Configuration] = {}
+
+
+@contextlib.contextmanager
+def override(kernel: str, form: str, config: Configuration):
+    """Run a kernel with another configuration than the table's: for the autotuner and for tests."""
+    _overrides[kernel, form] = config
+    try:
+        yield
+    finally:
+        del _overrides[kernel, form]
+
+
 def choose(arch: str, kernel: str, form: str, n: int) -> Configuration:
     """The configuration of a kernel: the table's, or the rule's, with no more rows than the batch can fill."""
+    if (kernel, form) in _overrides:
+        return _at_most(_overrides[kernel, form], n)
     entry = table()["architectures"].get(arch, {}).get(kernel, {}).get(form)
     found = Configuration(**entry) if entry else rule(arch, kernel, form)
     return _at_most(found, n)

@@ -46,8 +46,7 @@ def _operand(tile, span, table, words, BM: tl.constexpr, BN: tl.constexpr, A: tl
     elif GROUPS > 1:
         operand = row
     else:
-        w0, w1, w2, w3 = tiles.code_words(row, 0, table, words)
-        operand = tiles.sign_tile(w0, w1, w2, w3, K)
+        operand = tiles.sign_tile(table, row, words, 0, K)
     return operand
 
 
@@ -106,20 +105,23 @@ def best_codes(high, low, rows, best_out, others_out, code_out, table, words, to
         operand = _operand(tile, span, table, words, BM, BN, A, K, GROUPS, KRONECKER)
         s, _ = _logits(high, low, row, row, operand, left, right, table, words, False, BM, BN, A, K, GROUPS, KRONECKER)
         column = tile * BN + tiles.columns(BN, A, KRONECKER)
-        s = tl.where((column < span)[None, :], s * scale[:, None], -float("inf"))
+        s *= scale[:, None]
+        if (tile + 1) * BN > span:
+            s = tl.where((column < span)[None, :], s, -float("inf"))
         tile_best = tl.max(s, 1)
         new = tl.maximum(best, tile_best)
-        below = tl.where(s == new[:, None], 0.0, tl.exp2(s - new[:, None]))
+        below = tl.exp2(s - new[:, None])
         moved = tile_best > best
         others = tl.where(moved, (others + equal) * tl.exp2(best - new).to(tl.float64), others)
-        others += tl.sum(below, 1).to(tl.float64)
         # A new best, or one more code that equals it, is rare; counting and finding it stay out of the common path.
         if tl.max((tile_best >= best).to(tl.int32), 0) > 0:
             same = s == new[:, None]
+            below = tl.where(same, 0.0, below)
             count = tl.sum(same.to(tl.float32), 1).to(tl.float64)
             found = tl.min(tl.where(same, column[None, :], 0x7FFFFFFF), 1) + start
             equal = tl.where(moved, count, equal + count)
             code = tl.where(moved, found, code)
+        others += tl.sum(below, 1).to(tl.float64)
         best = new
     at = split.to(tl.int64) * total + row + tl.arange(0, BM)
     tl.store(best_out + at, best)
@@ -166,11 +168,19 @@ def column_sums(high, low, rows, sums_out, best_out, table, words, total, n, n_p
 
 
 @triton.jit
-def _probability(s, rows, total, row, valid, BM: tl.constexpr):
-    """(p, u) of scaled-down products; p is 0 past the last code."""
+def _probability(s, rows, total, row, BM: tl.constexpr):
+    """(p, u) of products not yet scaled."""
     d = s * _constant(rows, SCALE, total, row, BM)[:, None] - _constant(rows, BEST, total, row, BM)[:, None]
     p = tl.exp2(d) * _constant(rows, INVERSE_SUM, total, row, BM)[:, None]
-    return tl.where(valid, p, 0.0), d + _constant(rows, SHIFT, total, row, BM)[:, None]
+    return p, d + _constant(rows, SHIFT, total, row, BM)[:, None]
+
+
+@triton.jit
+def _special(best_a, best_b, tile, span, BN: tl.constexpr):
+    """Whether a tile ends past the span or holds some row's best code: only then are there columns to leave out."""
+    first = tile * BN
+    here = (best_a >= first) & (best_a < first + BN) | (best_b >= first) & (best_b < first + BN)
+    return ((first + BN > span).to(tl.int32) + tl.max(here.to(tl.int32), 0)) > 0
 
 
 @triton.jit(do_not_specialize=["start", "span", "slope_stride", "tiles_per_split", "uniform"])
@@ -189,6 +199,9 @@ def row_sums(high, low, rows, best, slopes, prior, centre_out, target_out, table
     left = tiles.sylvester(A)
     right = tiles.sylvester(BN // A if KRONECKER else 16)
     best_a = tl.load(best + row_a + tl.arange(0, BM)) - start
+    best_b = best_a
+    if PAIR:
+        best_b = tl.load(best + row_b + tl.arange(0, BM)) - start
     centre_a = tl.zeros([BM], tl.float64)
     centre_b = tl.zeros([BM], tl.float64)
     target_a = tl.zeros([BM], tl.float64)
@@ -201,22 +214,35 @@ def row_sums(high, low, rows, best, slopes, prior, centre_out, target_out, table
         column = tile * BN + tiles.columns(BN, A, KRONECKER)
         inside = column < span
         slope_a = tl.load(slopes + column, mask=inside, other=0.0)[None, :]
-        keep_a = inside[None, :] & (column[None, :] != best_a[:, None])
-        p_a, u_a = _probability(s_a, rows, total, row_a, keep_a, BM)
-        q = uniform
+        p_a, u_a = _probability(s_a, rows, total, row_a, BM)
+        p_b = p_a
+        u_b = u_a
+        slope_b = slope_a
+        if PAIR:
+            slope_b = tl.load(slopes + slope_stride + column, mask=inside, other=0.0)[None, :]
+            p_b, u_b = _probability(s_b, rows, total, row_b, BM)
+        weight_a = p_a
+        weight_b = p_b
         if LOGS:
+            q = uniform
             if GIVEN_PRIOR:
                 q = tl.load(prior + column, mask=inside, other=0.0)[None, :]
-            centre_a += tl.sum(tl.where(keep_a, -q * tl.exp2(u_a - slope_a), 0.0), 1).to(tl.float64)
+            weight_a = -q * tl.exp2(u_a - slope_a)
+            weight_b = -q * tl.exp2(u_b - slope_b)
+        if _special(best_a, best_b, tile, span, BN):
+            keep_a = inside[None, :] & (column[None, :] != best_a[:, None])
+            keep_b = inside[None, :] & (column[None, :] != best_b[:, None])
+            p_a = tl.where(keep_a, p_a, 0.0)
+            p_b = tl.where(keep_b, p_b, 0.0)
+            weight_a = tl.where(keep_a, weight_a, 0.0)
+            weight_b = tl.where(keep_b, weight_b, 0.0)
+        if LOGS:
+            centre_a += tl.sum(weight_a, 1).to(tl.float64)
         else:
             centre_a += tl.sum(p_a * slope_a, 1).to(tl.float64)
         if PAIR:
-            best_b = tl.load(best + row_b + tl.arange(0, BM)) - start
-            slope_b = tl.load(slopes + slope_stride + column, mask=inside, other=0.0)[None, :]
-            keep_b = inside[None, :] & (column[None, :] != best_b[:, None])
-            p_b, u_b = _probability(s_b, rows, total, row_b, keep_b, BM)
             if LOGS:
-                centre_b += tl.sum(tl.where(keep_b, -q * tl.exp2(u_b - slope_b), 0.0), 1).to(tl.float64)
+                centre_b += tl.sum(weight_b, 1).to(tl.float64)
             else:
                 centre_b += tl.sum(p_b * slope_b, 1).to(tl.float64)
             target_a += tl.sum(p_a * u_b, 1).to(tl.float64)
@@ -240,9 +266,9 @@ def _loss_weight(p, u_partner, d, rows, total, row, prior_weight, slope, beta, C
 
 
 @triton.jit
-def _tile_weights(s_a, s_b, rows, best, slopes, prior, total, row_a, row_b, start, span, slope_stride, column, uniform,
+def _tile_weights(s_a, s_b, tile, rows, best, slopes, prior, total, row_a, row_b, start, span, slope_stride, column, uniform,
                   beta, beta_ln2, num_rows, num_codes, MODE: tl.constexpr, GIVEN_PRIOR: tl.constexpr,
-                  BM: tl.constexpr):  # fmt: skip
+                  BM: tl.constexpr, BN: tl.constexpr):  # fmt: skip
     """The weights x (BM, BN) of a tile's codes in the sum `sum_j x_j w_j`, for one row or two; 0 at a row's best code.
 
     * EXPECTED: p (expected_code)
@@ -251,44 +277,46 @@ def _tile_weights(s_a, s_b, rows, best, slopes, prior, total, row_a, row_b, star
     * SECOND: p (v - centre), v the product of the second rows (backward of expected_code)
     * GIVEN: P (V - centre), arrays of shape (num_rows, num_codes) (backward of projector_softmax)
     """
-    inside = (column < span)[None, :]
+    inside = column < span
     best_a = tl.load(best + row_a + tl.arange(0, BM)) - start
-    keep_a = column[None, :] != best_a[:, None]
+    best_b = best_a
     if MODE == GIVEN:
         at = row_a + tl.arange(0, BM)[:, None]
-        mask = inside & (at < num_rows)
+        mask = inside[None, :] & (at < num_rows)
         at = at.to(tl.int64) * num_codes + start + column[None, :]
         p = tl.load(slopes + at, mask=mask, other=0.0)
         x_a = p * (tl.load(prior + at, mask=mask, other=0.0) - _constant(rows, CENTRE, total, row_a, BM)[:, None])
         x_b = x_a
     else:
-        p_a, u_a = _probability(s_a, rows, total, row_a, inside, BM)
+        p_a, u_a = _probability(s_a, rows, total, row_a, BM)
         x_a = p_a
         x_b = p_a
         if MODE == CENTRED:
-            slope_a = tl.load(slopes + column, mask=column < span, other=0.0)[None, :]
+            slope_a = tl.load(slopes + column, mask=inside, other=0.0)[None, :]
             x_a = p_a * (slope_a - _constant(rows, CENTRE, total, row_a, BM)[:, None])
         elif MODE == SECOND:
             v = s_b * _constant(rows, SCALE, total, row_b, BM)[:, None]
             x_a = p_a * (v - _constant(rows, CENTRE, total, row_a, BM)[:, None])
         elif MODE != EXPECTED:
-            p_b, u_b = _probability(s_b, rows, total, row_b, inside, BM)
-            slope_a = tl.load(slopes + column, mask=column < span, other=0.0)[None, :]
-            slope_b = tl.load(slopes + slope_stride + column, mask=column < span, other=0.0)[None, :]
+            best_b = tl.load(best + row_b + tl.arange(0, BM)) - start
+            p_b, u_b = _probability(s_b, rows, total, row_b, BM)
+            slope_a = tl.load(slopes + column, mask=inside, other=0.0)[None, :]
+            slope_b = tl.load(slopes + slope_stride + column, mask=inside, other=0.0)[None, :]
             d = beta * (p_a - p_b)
             weight_a = slope_a
             weight_b = slope_b
             if MODE == CROSS_ENTROPY:
                 q = uniform
                 if GIVEN_PRIOR:
-                    q = tl.load(prior + column, mask=column < span, other=0.0)[None, :]
-                weight_a = tl.where(inside, -q * tl.exp2(u_a - slope_a), 0.0)
-                weight_b = tl.where(inside, -q * tl.exp2(u_b - slope_b), 0.0)
+                    q = tl.load(prior + column, mask=inside, other=0.0)[None, :]
+                weight_a = -q * tl.exp2(u_a - slope_a)
+                weight_b = -q * tl.exp2(u_b - slope_b)
             x_a = _loss_weight(p_a, u_b, d, rows, total, row_a, weight_a, slope_a, beta_ln2, MODE == CROSS_ENTROPY, BM)
             x_b = _loss_weight(p_b, u_a, -d, rows, total, row_b, weight_b, slope_b, beta_ln2, MODE == CROSS_ENTROPY, BM)
-            best_b = tl.load(best + row_b + tl.arange(0, BM)) - start
-            x_b = tl.where(column[None, :] != best_b[:, None], x_b, 0.0)
-    return tl.where(keep_a, x_a, 0.0), x_b
+        if _special(best_a, best_b, tile, span, BN):
+            x_a = tl.where(inside[None, :] & (column[None, :] != best_a[:, None]), x_a, 0.0)
+            x_b = tl.where(inside[None, :] & (column[None, :] != best_b[:, None]), x_b, 0.0)
+    return x_a, x_b
 
 
 @triton.jit(do_not_specialize=["start", "span", "slope_stride", "tiles_per_split", "uniform", "beta", "beta_ln2"])
@@ -317,8 +345,9 @@ def weighted_codes(high, low, rows, best, slopes, prior, sums_out, table, words,
         if MODE != GIVEN:
             s_a, s_b = _logits(high, low, row_a, row_b, operand, left, right, table, words, PAIR, BM, BN, A, K, 1,
                                KRONECKER)  # fmt: skip
-        x_a, x_b = _tile_weights(s_a, s_b, rows, best, slopes, prior, total, row_a, row_b, start, span, slope_stride,
-                                 column, uniform, beta, beta_ln2, num_rows, num_codes, MODE, GIVEN_PRIOR, BM)  # fmt: skip
+        x_a, x_b = _tile_weights(s_a, s_b, tile, rows, best, slopes, prior, total, row_a, row_b, start, span, slope_stride,
+                                 column, uniform, beta, beta_ln2, num_rows, num_codes, MODE, GIVEN_PRIOR, BM,
+                                 BN)  # fmt: skip
         if KRONECKER:
             sum_a += tiles.kronecker_back(x_a, operand, left, right, BM, A, BN // A)
             if BOTH:
@@ -356,8 +385,9 @@ def chunk_weights(high, low, rows, best, slopes, prior, high_out, low_out, scale
     if MODE != GIVEN:
         code = tl.minimum(column, span - 1)
         s_a, s_b = tiles.grouped_logits(high, low, row_a, row_b, code, table, words, PAIR, BM, BN, GROUPS)
-    x_a, x_b = _tile_weights(s_a, s_b, rows, best, slopes, prior, total, row_a, row_b, start, span, slope_stride,
-                             column, uniform, beta, beta_ln2, num_rows, num_codes, MODE, GIVEN_PRIOR, BM)  # fmt: skip
+    x_a, x_b = _tile_weights(s_a, s_b, tile, rows, best, slopes, prior, total, row_a, row_b, start, span, slope_stride,
+                             column, uniform, beta, beta_ln2, num_rows, num_codes, MODE, GIVEN_PRIOR, BM,
+                                 BN)  # fmt: skip
     for view in tl.static_range(2 if BOTH else 1):
         x = x_a if view == 0 else x_b
         row = (row_a if view == 0 else row_b) + tl.arange(0, BM)
@@ -384,8 +414,7 @@ def weighted_chunk(x_high, x_low, scales, sums_out, table, words, total, span, c
     for tile in range(split * tiles_per_split, tl.minimum((split + 1) * tiles_per_split, num_tiles)):
         at = row[:, None].to(tl.int64) * chunk + tile * BN + tl.arange(0, BN)[None, :]
         code = tl.minimum(tile * BN + tl.arange(0, BN), span - 1)
-        w0, w1, w2, w3 = tiles.code_words(code, group, table, words)
-        part = tiles.product(tl.load(x_high + at), tl.load(x_low + at), tiles.sign_tile(w0, w1, w2, w3, 128))
+        part = tiles.product(tl.load(x_high + at), tl.load(x_low + at), tiles.sign_tile(table, code, words, group, 128))
         sums += part * tl.load(scales + row.to(tl.int64) * num_tiles + tile)[:, None]
     at = (split.to(tl.int64) * total + row)[:, None] * (128 * GROUPS) + group * 128 + tl.arange(0, 128)[None, :]
     tl.store(sums_out + at, tl.load(sums_out + at) + sums)
@@ -405,7 +434,7 @@ def probabilities(high, low, rows, out, table, words, total, num_rows, span, out
     column = tile * BN + tiles.columns(BN, A, KRONECKER)
     value = s * _constant(rows, SCALE, total, row, BM)[:, None]
     if not SCORES:
-        value, _ = _probability(s, rows, total, row, (column < span)[None, :], BM)
+        value, _ = _probability(s, rows, total, row, BM)
     at = row + tl.arange(0, BM)
     mask = (at < num_rows)[:, None] & (column < span)[None, :]
     tl.store(out + at[:, None].to(tl.int64) * out_stride + column[None, :].to(tl.int64), value, mask=mask)

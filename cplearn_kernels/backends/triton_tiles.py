@@ -17,34 +17,17 @@ import triton.language as tl
 
 
 @triton.jit
-def _table_word(table, row, words, word):
-    """Word `word` of each row of an int32 table of `words` columns; 0 past its end."""
-    pointers = table + row.to(tl.int64) * words + word
-    inside = (row >= 0) & (row * 0 + word < words)
-    return tl.load(pointers, mask=inside, other=0).to(tl.uint32, bitcast=True)
+def sign_tile(table, row, words, group, K: tl.constexpr):
+    """float16 tile (codes, K) of ±1: coordinates `128 * group` and up of the codes at `row` of a table of bits.
 
-
-@triton.jit
-def code_words(row, group, table, words):
-    """Four words of sign bits of the codes at rows of a table: coordinates `128 * group` and up; a set bit means -1."""
-    w0 = _table_word(table, row, words, 4 * group)
-    w1 = _table_word(table, row, words, 4 * group + 1)
-    w2 = _table_word(table, row, words, 4 * group + 2)
-    w3 = _table_word(table, row, words, 4 * group + 3)
-    return w0, w1, w2, w3
-
-
-@triton.jit
-def sign_tile(w0, w1, w2, w3, K: tl.constexpr):
-    """float16 tile (codes, K) of ±1 from the codes' words: 0x3C00 is 1.0, the bit goes to the sign."""
-    k = tl.arange(0, K)[None, :]
-    word = w0[:, None]
-    if K > 32:
-        word = tl.where(k < 32, word, w1[:, None])
-    if K > 64:
-        word = tl.where(k < 64, word, tl.where(k < 96, w2[:, None], w3[:, None]))
-    bit = (word >> (k & 31).to(tl.uint32)) & 1
-    return ((bit << 15) | 0x3C00).to(tl.uint16).to(tl.float16, bitcast=True)
+    0x3C00 is 1.0; a set bit goes to the sign.
+    """
+    word = 4 * group + tl.arange(0, K // 32)
+    pointers = table + row[:, None].to(tl.int64) * words + word[None, :]
+    bits = tl.load(pointers, mask=(row[:, None] >= 0) & (word[None, :] < words), other=0)
+    bits = (bits[:, :, None] << (31 - tl.arange(0, 32))[None, None, :]) >> 16
+    bits = tl.reshape((bits & 0x8000) | 0x3C00, [row.shape[0], K])
+    return bits.to(tl.uint16).to(tl.float16, bitcast=True)
 
 
 @triton.jit
@@ -160,8 +143,7 @@ def grouped_logits(high, low, row_a, row_b, code, table, words, PAIR: tl.constex
     sum_a = tl.zeros([BM, BN], tl.float32)
     sum_b = sum_a
     for group in range(GROUPS):
-        w0, w1, w2, w3 = code_words(code, group, table, words)
-        signs = tl.trans(sign_tile(w0, w1, w2, w3, 128))
+        signs = tl.trans(sign_tile(table, code, words, group, 128))
         at = row_a.to(tl.int64) * (128 * GROUPS) + group * 128 + first
         sum_a += product(tl.load(high + at), tl.load(low + at), signs)
         if PAIR:
