@@ -25,7 +25,7 @@ RESULTS = Path(__file__).resolve().parent / "results" / "triton_resources.json"
 # Shared memory that one program may have, bytes (CUDA C++ programming guide, table of compute capabilities; CDNA 3 ISA).
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 ARCHITECTURES = tuple(SHARED_LIMIT)
-FORMS = tuple(f"kronecker-{1 << log2}" for log2 in range(8, 14)) + ("codes-32", "codes-64", "codes-128", "codes-grouped")
+FORMS = tuple(f"kronecker-{1 << log2}" for log2 in range(8, 13)) + ("codes-32", "codes-64", "codes-128", "codes-grouped")
 
 _TYPES = {
     "high": "*fp16", "low": "*fp16", "high_out": "*fp16", "low_out": "*fp16", "x_high": "*fp16", "x_low": "*fp16",

@@ -25,24 +25,21 @@ from bench.triton_resources import ARCHITECTURES, FORMS, Variant, compile_all, i
 from cplearn_kernels.backends.triton_configurations import KERNELS, TABLE, Configuration
 
 _TWO_VIEWS = ("row_sums", "weighted_codes", "chunk_weights")
+_GROUPED = ("chunk_weights", "weighted_chunk")
 
 
 def candidates(kernel: str, form: str, arch: str) -> Iterator[Configuration]:
-    """The configurations to try: tiles of 2048 to 16384 logits (each view counted), 2 to 16 warps."""
-    wide = arch.startswith("gfx")
-    warps = (2, 4, 8) if wide else (4, 8, 16)
+    """The configurations to try: 16 to 64 logits of a tile per lane of a warp of 32, 4 or 8 such warps."""
+    lanes = 64 if arch.startswith("gfx") else 32
     views = 2 if kernel in _TWO_VIEWS else 1
     if form.startswith("kronecker"):
         block = int(form.split("-")[1])
-        for elements, count in itertools.product((1024, 2048, 4096, 8192, 16384, 32768), warps):
-            rows = elements // views // block
-            if rows >= 1 and 8 <= elements // (count * (64 if wide else 32)) <= 64:
-                yield Configuration(rows, block, count)
-        return
-    tile = (128,) if kernel in ("chunk_weights", "weighted_chunk") else (32, 64, 128)
-    for rows, codes, count in itertools.product((16, 32, 64, 128), tile, warps):
-        if 8 <= views * rows * codes // (count * (64 if wide else 32)) <= 64:
-            yield Configuration(rows, codes, count)
+        shapes = [(rows, block) for rows in (1, 2, 4, 8, 16, 32, 64)]
+    else:
+        shapes = list(itertools.product((16, 32, 64, 128), (128,) if kernel in _GROUPED else (64, 128)))
+    for (rows, codes), warps in itertools.product(shapes, (4, 8)):
+        if 16 <= views * rows * codes // (warps * 32) <= 64:
+            yield Configuration(rows, codes, warps * 32 // lanes)
 
 
 def count_all(archs: list[str], kernels: list[str], forms: list[str], jobs: int) -> dict[tuple, tuple[Configuration, dict]]:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import torch
 
-from cplearn_kernels import default_temperature, reference
+from cplearn_kernels import cplearn_loss, default_temperature, reference
 
 # Design of the library: |dL| <= 1e-6 max(|L|, 1); |dg| <= 1e-5 max(|g|, floor). Where logits exceed 60 in size the
 # float32 rounding of a logit alone (3e-5 at 300) moves a probability by more than 1e-5.
 LOSS_TOLERANCE = 1e-6
 GRADIENT_TOLERANCE = 1e-5
 LARGE_LOGIT_GRADIENT_TOLERANCE = 5e-5
-# The backend "cpu" with so few features: nothing averages the rounding of a logit, and equal codes share a row's mass.
-# Calls that name no backend go elsewhere (backends.cpu.reservation); named, it is held to this.
+# The backends "cpu" and "triton" with so few features: nothing averages the rounding of a logit, and equal codes share
+# a row's mass. Calls that name no backend go elsewhere (`reservation`); named, they are held to this.
 FEW_FEATURES = 16
 FEW_FEATURES_TOLERANCES = (5e-6, 5e-5)
 # A gradient that is returned in half precision has been rounded to it once.
@@ -23,6 +24,8 @@ CAST_TOLERANCE = {torch.bfloat16: 4e-3, torch.float16: 5e-4}
 LARGE_LOGIT = 60.0
 
 REGIMES = ("l2", "tanh", "l2 to ±300")
+# (prior, whether prior_probs are given, beta)
+SETTINGS = tuple(itertools.product(("reverse_kl", "cross_entropy"), (False, True), (0.0, 0.5, 1.0, 3.0)))
 
 
 @dataclasses.dataclass
@@ -106,7 +109,7 @@ class LossOracle:
         loss, gradient = LOSS_TOLERANCE, GRADIENT_TOLERANCE
         if self.large_logits:
             gradient = LARGE_LOGIT_GRADIENT_TOLERANCE
-        if self.few_features and backend.startswith("cpu"):
+        if self.few_features and backend.startswith(("cpu", "triton")):
             loss, gradient = FEW_FEATURES_TOLERANCES
         return loss, max(gradient, CAST_TOLERANCE.get(dtype, 0))
 
@@ -121,3 +124,33 @@ class LossOracle:
 def relative_error(result: torch.Tensor, expected: torch.Tensor, floor: float) -> float:
     """Norm of the difference over the larger of the expected norm and a floor."""
     return float((result.double() - expected).norm() / max(expected.norm().item(), floor))
+
+
+def run_loss(dictionary, case, setting, backend, device="cpu"):
+    """(loss, gradients) of the library for one setting, on the CPU again."""
+    prior, given, beta = setting
+    views = [view.to(device, copy=True).requires_grad_() for view in case.views]
+    q = prior_probs(dictionary.num_codes, with_zeros=prior == "cross_entropy").to(device) if given else None
+    loss = cplearn_loss(
+        *views, dictionary, temperature=case.temperature, beta=beta, prior=prior, prior_probs=q, backend=backend
+    )
+    gradients = torch.autograd.grad(loss, views, retain_graph=True)
+    if views[0].dtype != torch.float16:
+        return loss.detach().cpu(), tuple(g.cpu() for g in gradients)
+    # As a gradient scaler does: a power of two that lifts the largest entry to about 1000, so that none underflows.
+    largest = max(max(g.abs().max().item() for g in gradients), 2.0**-24)
+    scale = 2.0 ** math.floor(math.log2(1024 / largest))
+    scaled = torch.autograd.grad(loss, views, torch.tensor(scale, device=device))
+    assert all(g.dtype == torch.float16 for g in scaled)
+    return loss.detach().cpu(), tuple(g.cpu().double() / scale for g in scaled)
+
+
+def check_loss(conformance, label, oracle, setting, loss, gradients, dtype=None):
+    """Record the errors of one answer and hold them against the tolerances."""
+    loss_error, gradient_error = oracle.errors(*setting, loss, gradients)
+    dtype = dtype or gradients[0].dtype
+    loss_tolerance, tolerance = oracle.tolerances(label, dtype)
+    regime = ("f <= 16, " if oracle.few_features else "") + ("logits > 60" if oracle.large_logits else "logits <= 60")
+    conformance.record(label, "cplearn_loss", dtype, regime, loss_error, gradient_error, tolerance)
+    assert math.isfinite(loss_error) and loss_error <= loss_tolerance, (label, setting, dtype, regime)
+    assert math.isfinite(gradient_error) and gradient_error <= tolerance, (label, setting, dtype, regime)

@@ -16,10 +16,12 @@ from oracle import (
     LARGE_LOGIT,
     LARGE_LOGIT_GRADIENT_TOLERANCE,
     REGIMES,
+    SETTINGS,
     LossOracle,
+    check_loss,
     make_case,
-    prior_probs,
     relative_error,
+    run_loss,
 )
 
 import cplearn_kernels as cpk
@@ -29,7 +31,6 @@ from cplearn_kernels.backends import cpu
 FEATURES = (1, 2, 7, 100, 128, 384, 2048)
 CODES = (1, 3, 1000, 16384, 16385)
 ROWS = (1, 2, 15, 64, 257)
-SETTINGS = tuple(itertools.product(("reverse_kl", "cross_entropy"), (False, True), (0.0, 0.5, 1.0, 3.0)))
 HALVES = (torch.bfloat16, torch.float16)
 ROW_FUNCTIONS = ("projector_softmax", "projector_logsumexp", "expected_code", "mean_assignment")
 
@@ -44,36 +45,6 @@ OTHER_DICTIONARIES = {
     "dense ±1": lambda f, c: cpk.DenseDictionary(cpk.RademacherDictionary(f, c, seed=5).to_dense()),
     "dense": dense,
 }
-
-
-def run_loss(dictionary, case, setting, backend):
-    """(loss, gradients) of the library for one setting."""
-    prior, given, beta = setting
-    views = [view.clone().requires_grad_() for view in case.views]
-    q = prior_probs(dictionary.num_codes, with_zeros=prior == "cross_entropy") if given else None
-    loss = cpk.cplearn_loss(
-        *views, dictionary, temperature=case.temperature, beta=beta, prior=prior, prior_probs=q, backend=backend
-    )
-    gradients = torch.autograd.grad(loss, views, retain_graph=True)
-    if views[0].dtype != torch.float16:
-        return loss.detach(), gradients
-    # As a gradient scaler does: a power of two that lifts the largest entry to about 1000, so that none underflows.
-    largest = max(max(g.abs().max().item() for g in gradients), 2.0**-24)
-    scale = 2.0 ** math.floor(math.log2(1024 / largest))
-    scaled = torch.autograd.grad(loss, views, torch.tensor(scale))
-    assert all(g.dtype == torch.float16 for g in scaled)
-    return loss.detach(), tuple(g.double() / scale for g in scaled)
-
-
-def check_loss(conformance, label, oracle, setting, loss, gradients, dtype=None):
-    """Record the errors of one answer and hold them against the tolerances."""
-    loss_error, gradient_error = oracle.errors(*setting, loss, gradients)
-    dtype = dtype or gradients[0].dtype
-    loss_tolerance, tolerance = oracle.tolerances(label, dtype)
-    regime = ("f <= 16, " if oracle.few_features else "") + ("logits > 60" if oracle.large_logits else "logits <= 60")
-    conformance.record(label, "cplearn_loss", dtype, regime, loss_error, gradient_error, tolerance)
-    assert math.isfinite(loss_error) and loss_error <= loss_tolerance, (label, setting, dtype, regime)
-    assert math.isfinite(gradient_error) and gradient_error <= tolerance, (label, setting, dtype, regime)
 
 
 def affordable(backend, f, c, n, position):

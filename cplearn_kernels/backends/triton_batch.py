@@ -21,6 +21,7 @@ from .triton_codes import KRONECKER, PACKED, Codes
 SPAN = 1 << 22  # codes whose column sums are held at a time
 _CHUNK_ELEMENTS = 1 << 23  # weights of codes that are held at a time where sums do not fit in registers
 _TABLE_WORDS = 1 << 24  # sign bits of codes that are held at a time, in 32-bit words
+_SHORTEST_PIECE = 8192  # the largest Hadamard block
 _MAX_ROWS = 128
 _BLOCK = 128
 _LOG2_E = 1.4426950408889634
@@ -67,7 +68,7 @@ class Batch:
 
     def pieces(self, start: int = 0, length: int | None = None, size: int | None = None):
         """Yield (start, length, table) over the codes of a span (all by default), for one launch each."""
-        size = size or max(1024, min(SPAN, _floor_power(_TABLE_WORDS // self.codes.words)))
+        size = size or max(_SHORTEST_PIECE, min(SPAN, _floor_power(_TABLE_WORDS // self.codes.words)))
         for first, count in _cut(start, self.codes.num_codes if length is None else length, size):
             yield first, count, self.table(first, count)
 

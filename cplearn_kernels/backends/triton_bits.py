@@ -72,8 +72,8 @@ def pack_codes(out, sylvester, key0, key1, first, count, groups, F: tl.constexpr
                BLOCK: tl.constexpr):  # fmt: skip
     """The sign bits of codes `first` … `first + count - 1`: int32 (count, 4 * groups), bit k mod 32 of word k div 32.
 
-    RADEMACHER: the bits of `reference`'s `RademacherDictionary`. HADAMARD, F <= 128: the block's bits against those of
-    the Sylvester matrix, `sylvester` (F, 4).
+    RADEMACHER: Philox's bits themselves. HADAMARD: the block's signs against the bits of the Sylvester matrix,
+    `sylvester` (F, 4 * groups).
     """
     item = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = item < count.to(tl.int64) * groups
@@ -85,7 +85,7 @@ def pack_codes(out, sylvester, key0, key1, first, count, groups, F: tl.constexpr
     w0, w1, w2, w3 = _philox_words(index, group, key0, key1,
                                    _STREAM_RADEMACHER if KIND == RADEMACHER else _STREAM_HADAMARD_SIGNS)  # fmt: skip
     if KIND == HADAMARD:
-        at = sylvester + (code % F) * 4
+        at = sylvester + ((code % F) * groups + group) * 4
         w0 ^= tl.load(at).to(tl.uint32, bitcast=True)
         w1 ^= tl.load(at + 1).to(tl.uint32, bitcast=True)
         w2 ^= tl.load(at + 2).to(tl.uint32, bitcast=True)

@@ -12,9 +12,9 @@ from ..dictionary import Dictionary
 
 # As triton_bits.py numbers them.
 KRONECKER, HADAMARD, RADEMACHER, PACKED = range(4)
-# Hadamard blocks from this size on are transformed as H_A x H_B. Below, one product with the block's codes takes about
-# as long, and its tiles are those of independent codes.
-SMALLEST_KRONECKER = 256
+# Hadamard blocks of these sizes are transformed as H_A x H_B. Below, one product with the block's codes takes about as
+# long. Above, a tile of one block of both views does not fit the registers: the codes are treated as independent ones.
+SMALLEST_KRONECKER, LARGEST_KRONECKER = 256, 4096
 # Coordinates whose sign bits one Philox counter gives.
 GROUP = 128
 
@@ -24,7 +24,7 @@ class Codes:
     """A dictionary as kernel arguments.
 
     Attributes:
-        kind: one of KRONECKER and HADAMARD (Hadamard blocks, large and small), RADEMACHER, PACKED.
+        kind: KRONECKER or HADAMARD (blocks transformed, or taken code by code), RADEMACHER, PACKED.
         num_features, num_codes: f and c.
         block: F, the codes in a Hadamard block (1 for independent codes).
         width: K, the features after padding: the stride of a prepared row.
@@ -33,7 +33,7 @@ class Codes:
         keys: the Philox key as two signed 32-bit integers.
         coordinates: int32 (K,), the coordinate at each place of a prepared row, or -1.
         positions: int32 (f,), the place of each coordinate in a Hadamard block.
-        sylvester: int32 (F, 4), for small Hadamard blocks: the sign bits of a block before its signs.
+        sylvester: int32 (F, 4 * groups), for Hadamard blocks taken code by code: their bits before the signs.
         packed: int32 (c, words), the codes of a dense dictionary; one element otherwise.
     """
 
@@ -86,20 +86,24 @@ def _generated(kind: str, f: int, seed: int, device: str) -> Codes:
     block = 1 << (f - 1).bit_length()
     places = philox.injection(seed, f, block)
     positions = places.to(torch.int32).to(device)
-    if block < SMALLEST_KRONECKER:
-        sylvester = _sylvester_bits(places, block).to(device)
-        return Codes(HADAMARD, f, 0, block, width, 1, 16, keys, coordinates, positions, sylvester, nothing)
+    if not SMALLEST_KRONECKER <= block <= LARGEST_KRONECKER:
+        groups = -(-width // GROUP)
+        sylvester = _sylvester_bits(places, block, 4 * groups).to(device)
+        return Codes(HADAMARD, f, 0, block, width, groups, 16, keys, coordinates, positions, sylvester, nothing)
     inverse = torch.full((block,), -1, dtype=torch.int32)
     inverse[places] = torch.arange(f, dtype=torch.int32)
     left = 1 << ((block.bit_length() - 1) // 2)
     return Codes(KRONECKER, f, 0, block, block, 1, left, keys, inverse.to(device), positions, nothing, nothing)
 
 
-def _sylvester_bits(places: torch.Tensor, block: int) -> torch.Tensor:
-    """int32 (F, 4): bit k mod 32 of word k div 32 is the parity of `place of k & code`."""
-    overlap = torch.arange(block)[:, None] & places[None, :]
-    for shift in (4, 2, 1):
-        overlap = overlap ^ (overlap >> shift)
-    bits = torch.nn.functional.pad(overlap & 1, (0, GROUP - places.numel())).unflatten(1, (4, 32))
-    word = (bits << torch.arange(32)).sum(2)
-    return torch.where(word < 1 << 31, word, word - (1 << 32)).to(torch.int32)
+def _sylvester_bits(places: torch.Tensor, block: int, words: int) -> torch.Tensor:
+    """int32 (F, words): bit k mod 32 of word k div 32 is the parity of `place of k & code`."""
+    table = torch.empty(block, words, dtype=torch.int32)
+    for start in range(0, block, 128):
+        overlap = torch.arange(start, min(start + 128, block))[:, None] & places[None, :]
+        for shift in (8, 4, 2, 1):
+            overlap = overlap ^ (overlap >> shift)
+        bits = torch.nn.functional.pad(overlap & 1, (0, 32 * words - places.numel())).unflatten(1, (words, 32))
+        word = (bits << torch.arange(32)).sum(2)
+        table[start : start + 128] = torch.where(word < 1 << 31, word, word - (1 << 32))
+    return table

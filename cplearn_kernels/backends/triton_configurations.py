@@ -72,38 +72,31 @@ def override(kernel: str, form: str, config: Configuration):
 def choose(arch: str, kernel: str, form: str, n: int) -> Configuration:
     """The configuration of a kernel: the table's, or the rule's, with no more rows than the batch can fill."""
     if (kernel, form) in _overrides:
-        return _at_most(_overrides[kernel, form], n)
+        return _at_most(_overrides[kernel, form], form, n)
     entry = table()["architectures"].get(arch, {}).get(kernel, {}).get(form)
     found = Configuration(**entry) if entry else rule(arch, kernel, form)
-    return _at_most(found, n)
+    return _at_most(found, form, n)
 
 
 def rule(arch: str, kernel: str, form: str) -> Configuration:
-    """A configuration for what no table has, by counting registers.
+    """A configuration for what no table has: about 32 logits of a tile per lane of 32, which fits 255 registers.
 
-    A thread has room for about 64 float32 of a tile beside what the products need: in Kronecker forms a tile holds the
-    logits and the sums of one view or two. Where the logical warp has 64 lanes half as many warps do.
+    The interpreter takes as much as it can at once, because each program costs it milliseconds.
     """
-    wide = arch.startswith("gfx")
-    pair = kernel in ("row_sums", "weighted_codes", "chunk_weights")
+    views = 2 if kernel in ("row_sums", "weighted_codes", "chunk_weights") else 1
+    lanes = 2 if arch.startswith("gfx") else 1
     if form.startswith("kronecker"):
         block = int(form.split("-")[1])
-        elements = 4096 if pair else 8192
-        if arch == "interpreter":
-            elements = 2048
-        if wide:
-            elements //= 4
-        rows = max(1, elements // block)
-        warps = max(4, min(8, rows * block // 512))
-        return Configuration(rows, block, warps // 2 if wide and warps > 4 else warps)
-    rows, codes = (64, 64) if pair else (64, 128)
-    if kernel in ("chunk_weights", "weighted_chunk"):
-        rows, codes = 64, 128
-    return Configuration(rows, codes, 8)
+        elements = 32768 if arch == "interpreter" else 4096 if block < 2048 else 8192
+        rows = max(1, elements // views // block)
+        return Configuration(rows, block, (4 if elements == 4096 else 8) // lanes)
+    if arch == "interpreter":
+        return Configuration(128, 128, 4)
+    return Configuration(32, 128 if kernel in ("chunk_weights", "weighted_chunk") else 64, 4 // lanes)
 
 
-def _at_most(found: Configuration, n: int) -> Configuration:
+def _at_most(found: Configuration, form: str, n: int) -> Configuration:
     """Fewer rows for a small batch, but not fewer than a product needs (16)."""
     needed = 1 << max(n - 1, 0).bit_length()
-    smallest = 1 if found.codes >= 256 else 16
-    return dataclasses.replace(found, rows=max(smallest, min(found.rows, needed)))
+    smallest = 1 if form.startswith("kronecker") else 16
+    return dataclasses.replace(found, rows=min(found.rows, max(smallest, needed)))

@@ -83,6 +83,24 @@ def _constant(rows, which: tl.constexpr, total, row, BM: tl.constexpr):
     return tl.load(rows + which * total + row + tl.arange(0, BM))
 
 
+@triton.jit
+def _below_best(s, rows, total, row, BM: tl.constexpr):
+    """Logits in powers of two less the row's best, from products not yet scaled.
+
+    At most 0: a tile of another shape may sum in another order, and at logits of 1e12 a rounding is 1e5.
+    """
+    scale = _constant(rows, SCALE, total, row, BM)[:, None]
+    return tl.minimum(s * scale - _constant(rows, BEST, total, row, BM)[:, None], 0.0)
+
+
+@triton.jit
+def _probability(s, rows, total, row, BM: tl.constexpr):
+    """(p, u) of products not yet scaled."""
+    d = _below_best(s, rows, total, row, BM)
+    p = tl.exp2(d) * _constant(rows, INVERSE_SUM, total, row, BM)[:, None]
+    return p, d + _constant(rows, SHIFT, total, row, BM)[:, None]
+
+
 @triton.jit(do_not_specialize=["start", "span", "tiles_per_split"])
 def best_codes(high, low, rows, best_out, others_out, code_out, table, words, total, start, span,
                tiles_per_split, BM: tl.constexpr, BN: tl.constexpr, A: tl.constexpr, K: tl.constexpr,
@@ -148,7 +166,7 @@ def column_sums(high, low, rows, sums_out, best_out, table, words, total, n, n_p
     for offset in range(split * rows_per_split, tl.minimum((split + 1) * rows_per_split, n), BM):
         row = view * n_pad + offset
         s, _ = _logits(high, low, row, row, operand, left, right, table, words, False, BM, BN, A, K, GROUPS, KRONECKER)
-        d = s * _constant(rows, SCALE, total, row, BM)[:, None] - _constant(rows, BEST, total, row, BM)[:, None]
+        d = _below_best(s, rows, total, row, BM)
         if LOGS:
             u = d + _constant(rows, SHIFT, total, row, BM)[:, None]
             u = tl.where((offset + tl.arange(0, BM) < n)[:, None], u, -float("inf"))
@@ -165,14 +183,6 @@ def column_sums(high, low, rows, sums_out, best_out, table, words, total, n, n_p
         tl.store(sums_out + at, tl.sum(sums * tl.exp2(largest - top[None, :]), 0), mask=column < span)
     else:
         tl.store(sums_out + at, tl.sum(sums, 0), mask=column < span)
-
-
-@triton.jit
-def _probability(s, rows, total, row, BM: tl.constexpr):
-    """(p, u) of products not yet scaled."""
-    d = s * _constant(rows, SCALE, total, row, BM)[:, None] - _constant(rows, BEST, total, row, BM)[:, None]
-    p = tl.exp2(d) * _constant(rows, INVERSE_SUM, total, row, BM)[:, None]
-    return p, d + _constant(rows, SHIFT, total, row, BM)[:, None]
 
 
 @triton.jit

@@ -160,8 +160,8 @@ def finish_columns(sums, best, prior, slopes, prior_sums, splits, span, slope_st
         term = value * 0.0
     elif MODE == REVERSE_KL:
         # Where p̄ underflows, p is 0 in every row and the term is 0: any finite g will do.
-        mean = tl.maximum(mass * n_inverse, 1.1754943508222875e-38)
-        value = tl.log(mean / q) if GIVEN_PRIOR else tl.log(tl.maximum(mass * codes_over_n, 1.1754943508222875e-38))
+        ratio = mass * n_inverse / q if GIVEN_PRIOR else mass * codes_over_n
+        value = tl.log(tl.where(ratio < 1.1754943508222875e-38, 1.1754943508222875e-38, ratio))  # keeps a NaN
         term = mass * n_inverse * value
     else:
         value = top + tl.log2(mass * n_inverse)
@@ -229,7 +229,8 @@ def finish_row_sums(centre, target, best_weight, others, at_best, rows, best_sha
     if PAIR:
         partner = (row + n_pad) % total
         shift = tl.load(rows + SHIFT * total + partner, mask=inside, other=0.0).to(tl.float64)
-        d = tl.load(at_best + row, mask=inside, other=0.0) - tl.load(rows + BEST * total + partner, mask=inside, other=0.0)
+        partner_best = tl.load(rows + BEST * total + partner, mask=inside, other=0.0)
+        d = tl.minimum(tl.load(at_best + row, mask=inside, other=0.0) - partner_best, 0.0)
         inverse = tl.load(rows + INVERSE_SUM * total + partner, mask=inside, other=0.0)
         p_partner = (tl.exp2(d) * inverse).to(tl.float64)
         d = d.to(tl.float64)
