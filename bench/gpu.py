@@ -7,6 +7,7 @@ recorded as skipped. Interrupted or not, DIR holds what was measured until then.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from bench.gpu_table import text
 
 ROOT = Path(__file__).resolve().parent.parent
 # Those that exist are run; they skip themselves without a GPU.
-TEST_FILES = ("tests/test_triton_gpu.py", "tests/test_conformance_gpu.py")
+TEST_FILES = ("tests/test_triton_gpu.py", "tests/test_triton.py")
 TEST_SECONDS = 150.0
 START_SECONDS = 90.0  # a worker imports torch, starts the device, measures its rates
 WORKER = ("-m", "bench.gpu_worker")
@@ -44,6 +45,8 @@ def run_tests(files: list[str], seconds: float) -> dict[str, Any]:
         return {"passed": 0, "failed": 0, "skipped": 0, "seconds": 0.0, "timed_out": False, "ok": True, "tail": [],
                 "summary": "none of the files exists"}
     options = ["-v", "-ra", "--tb=short", "--color=no", "-p", "no:cacheprovider"]
+    if importlib.util.find_spec("xdist"):
+        options += ["-n", str(min(12, os.cpu_count() or 1))]  # nearly all of their time is Triton's compiler
     command = [sys.executable, "-m", "pytest", *options, *files]
     began = time.monotonic()
     with tempfile.TemporaryFile(mode="w+") as output:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import dataclasses
+import importlib
 import json
 import multiprocessing
 import os
@@ -19,6 +20,9 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any, Iterator
+
+from cplearn_kernels.backends import triton_configurations as configurations
+from cplearn_kernels.backends.triton_configurations import KERNELS
 
 RESULTS = Path(__file__).resolve().parent / "results" / "triton_resources.json"
 
@@ -56,21 +60,23 @@ class Variant:
     stages: int
 
 
-def variants(arch: str, kernels: list[str] | None = None, forms: list[str] | None = None) -> Iterator[Variant]:
-    """Every configuration in the table or the rule for one architecture, each with the mode that needs most."""
-    from cplearn_kernels.backends import triton_configurations as configurations
-
-    for kernel in kernels or configurations.KERNELS:
+def variants(
+    arch: str, kernels: list[str] | None = None, forms: list[str] | None = None, dearest: bool = False
+) -> Iterator[Variant]:
+    """Every configuration for one architecture, the table's or the rule's, in all modes or the one that needs most."""
+    for kernel in kernels or KERNELS:
         for form in forms or FORMS:
-            if not is_used(kernel, form):
+            if not is_used(kernel, form, arch):
                 continue
             config = dataclasses.asdict(configurations.choose(arch, kernel, form, 1 << 20))
-            for options in modes(kernel):
+            for options in modes(kernel)[-1:] if dearest else modes(kernel):
                 yield Variant(arch, kernel, form, tuple(sorted(options.items())), **config)
 
 
-def is_used(kernel: str, form: str) -> bool:
-    """Whether a kernel runs for a form."""
+def is_used(kernel: str, form: str, arch: str) -> bool:
+    """Whether a kernel runs for a form on an architecture."""
+    if form.startswith("kronecker") and int(form.split("-")[1]) > configurations.largest_block(arch):
+        return False
     grouped = form == "codes-grouped"
     if kernel in ("chunk_weights", "weighted_chunk"):
         return grouped
@@ -90,22 +96,58 @@ def modes(kernel: str) -> list[dict[str, Any]]:
     return [{"SCORES": False}] if kernel == "probabilities" else [{}]
 
 
+# The kernels of triton_rows.py and triton_bits.py: (module, kernel, compile-time arguments, pointers that are not float32).
+_SMALL = (
+    ("triton_rows", "prepare_rows", {"BLOCK": 2048}, {"h1": "*bf16", "h2": "*bf16", "coordinates": "*i32"}),
+    ("triton_rows", "merge_best", {"FIRST": False, "BLOCK": 128}, {"others_in": "*fp64", "code_in": "*i32", "others": "*fp64"}),
+    ("triton_rows", "row_constants", {"BLOCK": 128}, {"others": "*fp64"}),
+    ("triton_rows", "products_at_best", {"F": 2048, "KIND": 0, "BLOCK": 2048}, {}),
+    ("triton_rows", "finish_columns", {"MODE": 3, "GIVEN_PRIOR": True, "BLOCK": 1024}, {"prior_sums": "*fp64"}),
+    ("triton_rows", "finish_columns", {"MODE": 2, "GIVEN_PRIOR": False, "BLOCK": 1024}, {"prior_sums": "*fp64"}),
+    ("triton_rows", "merge_row_sums", {"PAIR": True, "LOGS": True, "GIVEN_PRIOR": True, "FIRST": False, "BLOCK": 128}, {}),
+    ("triton_rows", "finish_row_sums", {"PAIR": True, "BLOCK": 128}, {"others": "*fp64"}),
+    ("triton_rows", "merge_weighted", {"FIRST": False, "BLOCK": 1024}, {"sums": "*fp64"}),
+    ("triton_rows", "finish_sums", {"F": 2048, "KIND": 0, "BLOCK": 2048}, {"sums": "*fp64"}),
+    ("triton_bits", "pack_codes", {"F": 128, "KIND": 1, "BLOCK": 128}, {"out": "*i32"}),
+    ("triton_bits", "pack_codes", {"F": 1, "KIND": 2, "BLOCK": 128}, {"out": "*i32"}),
+    ("triton_bits", "pack_block_signs", {"F": 2048, "BLOCK": 128}, {"out": "*i32"}),
+    ("triton_bits", "dense_codes", {"F": 1, "KIND": 2, "BLOCK": 2048}, {}),
+)  # fmt: skip
+_SMALL_TYPES = {
+    "coordinates": "*i32", "positions": "*i32", "packed": "*i32", "sylvester": "*i32", "code": "*i32", "high": "*fp16",
+    "low": "*fp16", "centre_in": "*fp64", "target_in": "*fp64", "centre": "*fp64", "target": "*fp64",
+    "best_weight": "*fp64", "best_share": "*fp64", "invariance": "*fp64", "factor_1": "fp32", "factor_2": "fp32",
+    "log2_codes": "fp32", "n_inverse": "fp32", "codes_over_n": "fp32", "uniform": "fp32", "beta": "fp32",
+    "factor": "fp32",
+}  # fmt: skip
+_SMALL_POINTERS = {"rows", "best_in", "best", "out", "out_1", "out_2", "sums", "prior", "slopes", "at_best", "sums_in", "h1", "h2"}
+
+
+def small_variants(arch: str) -> Iterator[Variant]:
+    """The kernels that have no configuration, each in one or two modes; `form` is the module."""
+    for number, (module, kernel, _, _) in enumerate(_SMALL):
+        yield Variant(arch, kernel, module, (("number", number),), 0, 0, 4, 2)
+
+
 def compile_variant(variant: Variant) -> dict[str, Any]:
     """The variant with what its machine code needs; `error` instead where it does not compile."""
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from cplearn_kernels.backends import triton_passes
-
-    kernel = getattr(triton_passes, variant.kernel.removesuffix("_one"))
-    constants = _constants(variant)
+    module = importlib.import_module(f"cplearn_kernels.backends.{variant.form if variant.rows == 0 else 'triton_passes'}")
+    kernel = getattr(module, variant.kernel.removesuffix("_one"))
+    if variant.rows == 0:
+        constants, special = _SMALL[dict(variant.options)["number"]][2:]
+        types, pointers = {**_SMALL_TYPES, **special}, _SMALL_POINTERS
+    else:
+        constants, types, pointers = _constants(variant), _TYPES, _POINTERS
     constants = {name: constants[name] for name in kernel.arg_names if name in constants}
     signature, aligned = {}, {}
     for position, name in enumerate(kernel.arg_names):
         if name in constants:
             signature[name] = "constexpr"
             continue
-        signature[name] = _TYPES.get(name, "*fp32" if name in _POINTERS else "i32")
+        signature[name] = types.get(name, "*fp32" if name in pointers else "i32")
         if signature[name].startswith("*") or name in ("total", "n_pad", "chunk"):
             aligned[(position,)] = [["tt.divisibility", 16]]
     target = GPUTarget("hip", variant.arch, 64) if variant.arch.startswith("gfx") else GPUTarget(
@@ -148,50 +190,54 @@ def _nvidia_usage(cubin: bytes) -> dict[str, Any]:
         usage = subprocess.run([_tool("cuobjdump"), "-res-usage", file.name], capture_output=True, text=True, check=True)
         code = subprocess.run([_tool("nvdisasm"), "-c", file.name], capture_output=True, text=True, check=True).stdout
     numbers = dict(re.findall(r"([A-Z]+):(\d+)", usage.stdout))
-    loop = _longest_loop(code)
     return {"registers": int(numbers["REG"]), "spills": int(numbers["STACK"]) + int(numbers["LOCAL"]),
-            "instructions": sum(_count(code.splitlines()).values()), "loop": _count(loop)}  # fmt: skip
+            **_instructions(code, _INSTRUCTION)}  # fmt: skip
 
 
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)")
+_AMD_INSTRUCTION = re.compile(r"^\s+((?:v|s|ds|global|buffer)_\w+)")
+_LABEL = re.compile(r"^\s*(\.L\w+):")
+_BRANCH = re.compile(r"(?:\bBRA\b.*`\(|s_c?branch\w*\s+)(\.L\w+)")
+_MATRIX = re.compile(r"HGMMA|HMMA|v_mfma")
 
 
-def _count(lines: list[str], pattern: re.Pattern = _INSTRUCTION) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for line in lines:
-        found = pattern.match(line)
-        if found and found.group(1) != "NOP":
-            counts[found.group(1)] = counts.get(found.group(1), 0) + 1
-    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+def _instructions(code: str, pattern: re.Pattern) -> dict[str, int]:
+    """Machine instructions in all, in the outermost loop, and in the longest loop with products inside of that.
 
-
-def _longest_loop(code: str) -> list[str]:
-    """The lines between the target of a backward branch and the branch, for the branch that jumps back furthest."""
+    A loop is what lies between the target of a backward branch and the branch; blocks for rare cases count in full.
+    """
     lines = code.splitlines()
-    labels = {line.split(":")[0].strip(): number for number, line in enumerate(lines) if _LABEL.match(line)}
-    best: list[str] = []
+    labels = {found.group(1): number for number, line in enumerate(lines) if (found := _LABEL.match(line))}
+    loops = []
     for number, line in enumerate(lines):
         branch = _BRANCH.search(line)
         start = labels.get(branch.group(1), number) if branch else number
-        if number - start > len(best):
-            best = lines[start:number]
-    return best
+        if start < number:
+            loops.append((start, number))
+    first, last = max(loops, key=lambda loop: loop[1] - loop[0], default=(0, 0))
+    inside = [(a, b) for a, b in loops if first <= a and b <= last and (a, b) != (first, last)
+              and any(_MATRIX.search(line) for line in lines[a:b])]  # fmt: skip
+    inner = max(inside, key=lambda loop: loop[1] - loop[0], default=(0, 0))
+    return {"instructions": _count(lines, pattern), "loop": _count(lines[first:last], pattern),
+            "inner_loop": _count(lines[slice(*inner)], pattern)}  # fmt: skip
 
 
-_LABEL = re.compile(r"^\.?L\w+:|^\s*\.L_x_\d+:")
-_BRANCH = re.compile(r"(?:\bBRA\b.*`\(|s_c?branch\w*\s+)(\.L\w+)")
-_AMD_INSTRUCTION = re.compile(r"^\s+((?:v|s|ds|global|buffer)_\w+)")
+def _count(lines: list[str], pattern: re.Pattern) -> int:
+    found = (pattern.match(line) for line in lines)
+    return sum(match is not None and match.group(1) not in ("NOP", "s_nop") for match in found)
 
 
 def _amd_usage(text: str) -> dict[str, Any]:
+    """As for NVIDIA. Scalar registers that are kept in lanes of vector registers cost no memory and are no spill."""
+
     def number(name):
         found = re.search(rf"\.{name}:\s*(\d+)", text)
         return int(found.group(1)) if found else 0
 
     return {"registers": number("vgpr_count"), "accumulators": number("agpr_count"),
-            "spills": number("vgpr_spill_count") + number("sgpr_spill_count") + number("private_segment_fixed_size"),
-            "instructions": sum(_count(text.splitlines(), _AMD_INSTRUCTION).values()),
-            "loop": _count(_longest_loop(text), _AMD_INSTRUCTION)}
+            "spills": number("vgpr_spill_count") + number("private_segment_fixed_size"),
+            "scalars_in_lanes": number("sgpr_spill_count"),
+            **_instructions(text, _AMD_INSTRUCTION)}
 
 
 def problem(record: dict[str, Any]) -> str | None:

@@ -46,7 +46,7 @@ def count_all(archs: list[str], kernels: list[str], forms: list[str], jobs: int)
     """(arch, kernel, form) -> the cheapest candidate by counting, with the record of its dearest mode."""
     wanted = [
         Variant(arch, kernel, form, tuple(sorted(options.items())), **dataclasses.asdict(config))
-        for arch in archs for kernel in kernels for form in forms if is_used(kernel, form)
+        for arch in archs for kernel in kernels for form in forms if is_used(kernel, form, arch)
         for config in candidates(kernel, form, arch) for options in modes(kernel)[-1:]
     ]  # fmt: skip
     print(f"{len(wanted)} candidates to compile", flush=True)
@@ -69,7 +69,7 @@ def cost(record: dict[str, Any]) -> float:
     lanes = 64 if record["arch"].startswith("gfx") else 32
     views = 2 if record["kernel"] in _TWO_VIEWS else 1
     logits = views * record["rows"] * record["codes"]
-    per_logit = sum(record["loop"].values()) * record["warps"] * lanes / logits
+    per_logit = (record["loop"] or record["instructions"]) * record["warps"] * lanes / logits
     if lanes == 64:
         # 512 registers per lane of each of four SIMDs; 64 KB of shared memory.
         programs = max(1, min(4 * (512 // max(record["registers"], 1)) // record["warps"], 65536 // max(record["shared"], 1)))
@@ -89,7 +89,7 @@ def measure_all(kernels: list[str], forms: list[str], rounds: int) -> dict[tuple
     arch = configurations.architecture(torch.device("cuda"))
     best: dict[tuple, tuple[Configuration, dict]] = {}
     for kernel, form in itertools.product(kernels, forms):
-        if not is_used(kernel, form):
+        if not is_used(kernel, form, arch):
             continue
         run, logits = _pass(kernel, form)
         timed = []

@@ -77,7 +77,8 @@ def _loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(loss, invariance, prior, dL/dh1, dL/dh2); the last two are empty unless `need_grad`."""
     dictionary = _dictionary(weight, signs, kind, num_features, num_codes, seed)
-    if prior_probs is not None:
+    # Reading values would make the GPU wait, which a graph cannot capture: there they are taken on trust.
+    if prior_probs is not None and not (prior_probs.is_cuda and torch.cuda.is_current_stream_capturing()):
         validation.check_prior_values(prior, prior_probs)
     module = _select(backend, "cplearn_loss", dictionary, h1)
     return module.cplearn_loss(h1, h2, dictionary, temperature, beta, prior, prior_probs, need_grad)

@@ -108,7 +108,7 @@ def test_wheel_metadata(wheel):
     (torch_range,) = (entry for entry in required if entry.startswith("torch"))
     # torch.library.infer_schema and register_autograd with `lib` need 2.5; what is tested starts at 2.6.
     assert torch_range == "torch>=2.6"
-    assert set(fields.get_all("Provides-Extra")) == {"train", "bench", "test"}
+    assert set(fields.get_all("Provides-Extra")) == {"train", "gpu", "bench", "test"}
 
 
 @needs_tools

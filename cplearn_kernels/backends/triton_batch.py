@@ -46,16 +46,17 @@ class Batch:
         self.total = self.n_pad * self.views
         self.processors = _processors(self.device)
         self._table = None
-        self.high = self._empty(self.total, codes.width, dtype=torch.float16)
-        self.low = torch.empty_like(self.high)
-        self.rows = self._empty(passes.NUM_CONSTANTS, self.total)
+        # Padding: rows of zeros with scale 1.
+        self.high = self._zeros(self.total, codes.width, dtype=torch.float16)
+        self.low = torch.zeros_like(self.high)
+        self.rows = torch.ones(passes.NUM_CONSTANTS, self.total, device=self.device)
         self.best = self._empty(self.total)
         self.others = self._empty(self.total, dtype=torch.float64)
         self.code = self._empty(self.total, dtype=torch.int32)
         first, second = views[0], views[-1]
         with self._on_device():
-            kernels.prepare_rows[(self.n_pad, self.views)](
-                first, second, codes.coordinates, self.high, self.low, self.rows, self.n, self.n_pad, self.total,
+            kernels.prepare_rows[(self.n, self.views)](
+                first, second, codes.coordinates, self.high, self.low, self.rows, self.n_pad, self.total,
                 first.stride(0), first.stride(1), second.stride(0), second.stride(1), factors[0], factors[-1],
                 codes.width, BLOCK=triton.next_power_of_2(codes.width),
             )  # fmt: skip
@@ -140,12 +141,12 @@ class Batch:
 
     def products_at_best(self) -> torch.Tensor:
         """`(R,)`: the partner row's logit, or second product, at each row's best code."""
-        out = self._empty(self.total)
+        out = self._zeros(self.total)
         with self._on_device():
-            kernels.products_at_best[(self.total,)](
+            kernels.products_at_best[(self.n, self.views)](
                 self.high, self.low, self.rows, self.code, out, self.codes.coordinates, self.codes.positions,
                 self.codes.packed, self.codes.packed.shape[1], *self.codes.keys, self.n_pad, self.total,
-                self.codes.num_features, self.codes.width, F=self.codes.block, KIND=self.codes.kind,
+                self.codes.width, F=self.codes.block, KIND=self.codes.kind,
                 BLOCK=triton.next_power_of_2(self.codes.width),
             )  # fmt: skip
         return out

@@ -105,12 +105,12 @@ def pack_block_signs(out, coordinates, key0, key1, first_block, num_words, F: tl
     """
     word = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = word < num_words
-    block = first_block + word // (F // 32)
-    packed = tl.zeros([BLOCK], tl.uint32)
-    for bit in range(32):
-        k = tl.load(coordinates + (word % (F // 32)) * 32 + bit, mask=inside, other=0)
-        packed |= _sign_bit(block, tl.maximum(k, 0), key0, key1, _STREAM_HADAMARD_SIGNS) << bit
-    tl.store(out + word, packed.to(tl.int32, bitcast=True), mask=inside)
+    bit = tl.arange(0, 32)[None, :]
+    place = (word % (F // 32))[:, None] * 32 + bit
+    coordinate = tl.maximum(tl.load(coordinates + place), 0)
+    block = (first_block + word // (F // 32))[:, None] + place * 0
+    signs = _sign_bit(block, coordinate, key0, key1, _STREAM_HADAMARD_SIGNS).to(tl.int32, bitcast=True)
+    tl.store(out + word, tl.sum(signs << bit, 1), mask=inside)
 
 
 @triton.jit

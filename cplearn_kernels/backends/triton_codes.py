@@ -9,12 +9,14 @@ import torch
 
 from .. import philox
 from ..dictionary import Dictionary
+from . import triton_configurations as configurations
 
 # As triton_bits.py numbers them.
 KRONECKER, HADAMARD, RADEMACHER, PACKED = range(4)
-# Hadamard blocks of these sizes are transformed as H_A x H_B. Below, one product with the block's codes takes about as
-# long. Above, a tile of one block of both views does not fit the registers: the codes are treated as independent ones.
-SMALLEST_KRONECKER, LARGEST_KRONECKER = 256, 4096
+# Hadamard blocks from this size on are transformed as H_A x H_B, up to the one whose tile of both views still fits the
+# registers (configurations.largest_block). Below, one product with the block's codes takes about as long; above, the
+# codes are treated as independent ones.
+SMALLEST_KRONECKER = 256
 # Coordinates whose sign bits one Philox counter gives.
 GROUP = 128
 
@@ -67,14 +69,15 @@ class Codes:
 
 def codes_of(dictionary: Dictionary, device: torch.device) -> Codes:
     """The kernel arguments of a dictionary; what generated ones need on the device is kept."""
-    generated = _generated(dictionary.kind, dictionary.num_features, dictionary.seed, str(device))
+    largest = configurations.largest_block(configurations.architecture(device))
+    generated = _generated(dictionary.kind, dictionary.num_features, dictionary.seed, largest, str(device))
     if dictionary.kind == "dense":
         return dataclasses.replace(generated, num_codes=dictionary.num_codes, packed=dictionary.signs)
     return dataclasses.replace(generated, num_codes=dictionary.num_codes)
 
 
 @functools.lru_cache(maxsize=32)
-def _generated(kind: str, f: int, seed: int, device: str) -> Codes:
+def _generated(kind: str, f: int, seed: int, largest_block: int, device: str) -> Codes:
     keys = tuple(word - (1 << 32) if word >= 1 << 31 else word for word in philox.split_seed(seed))
     nothing = torch.zeros(1, 1, dtype=torch.int32, device=device)
     width = max(32, 1 << (f - 1).bit_length()) if f <= GROUP else -(-f // GROUP) * GROUP
@@ -86,7 +89,7 @@ def _generated(kind: str, f: int, seed: int, device: str) -> Codes:
     block = 1 << (f - 1).bit_length()
     places = philox.injection(seed, f, block)
     positions = places.to(torch.int32).to(device)
-    if not SMALLEST_KRONECKER <= block <= LARGEST_KRONECKER:
+    if not SMALLEST_KRONECKER <= block <= largest_block:
         groups = -(-width // GROUP)
         sylvester = _sylvester_bits(places, block, 4 * groups).to(device)
         return Codes(HADAMARD, f, 0, block, width, groups, 16, keys, coordinates, positions, sylvester, nothing)

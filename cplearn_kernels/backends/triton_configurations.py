@@ -1,7 +1,7 @@
 """Which tile sizes and how many warps each Triton kernel runs with: a table per architecture, and a rule for the rest.
 
 The table is data (triton_configurations.json): architecture -> kernel -> form -> {"rows": BM, "codes": BN, "warps",
-"stages"}. `python -m bench.tune` measures candidates on a GPU and writes it.
+"stages"}; "how" says which entries were measured and which counted; "largest_block" and "verified" are explained below. `python -m bench.tune` measures candidates on a GPU and writes it.
 """
 
 from __future__ import annotations
@@ -44,6 +44,11 @@ def table() -> dict:
 def verified() -> tuple[str, ...]:
     """The architectures on which the tests of the kernels have run and passed (docs/gpu-status.md)."""
     return tuple(table()["verified"])
+
+
+def largest_block(arch: str) -> int:
+    """The largest Hadamard block whose transform fits an architecture's registers for both views without a spill."""
+    return table()["largest_block"].get(arch, 2048)
 
 
 def architecture(device: torch.device) -> str:

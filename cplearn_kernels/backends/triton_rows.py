@@ -27,18 +27,18 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit(do_not_specialize=["factor_1", "factor_2"])
-def prepare_rows(h1, h2, coordinates, high, low, rows, n, n_pad, total, row_stride_1, stride_1, row_stride_2, stride_2,
+def prepare_rows(h1, h2, coordinates, high, low, rows, n_pad, total, row_stride_1, stride_1, row_stride_2, stride_2,
                  factor_1, factor_2, K, BLOCK: tl.constexpr):  # fmt: skip
     """`factor * h` of each view as two float16 halves in the order of `coordinates`, and the SCALE to undo it.
 
-    Grid (n_pad, views). Position k holds coordinate `coordinates[k]`, 0 where that is -1. A row that holds a NaN or an
-    infinity becomes zeros with scale NaN; padding becomes zeros with scale 1.
+    Grid (n, views). Position k holds coordinate `coordinates[k]`, 0 where that is -1. A row that holds a NaN or an
+    infinity becomes zeros with scale NaN.
     """
     row = tl.program_id(0)
     view = tl.program_id(1)
     k = tl.arange(0, BLOCK)
     coordinate = tl.load(coordinates + k, mask=k < K, other=-1).to(tl.int64)
-    mask = (coordinate >= 0) & (row + k * 0 < n)
+    mask = coordinate >= 0
     if view == 0:
         x = tl.load(h1 + row.to(tl.int64) * row_stride_1 + coordinate * stride_1, mask=mask, other=0.0).to(tl.float32)
         x *= factor_1
@@ -53,7 +53,7 @@ def prepare_rows(h1, h2, coordinates, high, low, rows, n, n_pad, total, row_stri
     at = (view * n_pad + row).to(tl.int64) * K + k
     tl.store(high + at, x_high, mask=k < K)
     tl.store(low + at, x_low, mask=k < K)
-    tl.store(rows + SCALE * total + view * n_pad + row, tl.where(bad, float("nan"), tl.where(row < n, down, 1.0)))
+    tl.store(rows + SCALE * total + view * n_pad + row, tl.where(bad, float("nan"), down))
 
 
 @triton.jit
@@ -112,10 +112,10 @@ def row_constants(best, others, rows, n, n_pad, total, log2_codes, BLOCK: tl.con
 
 
 @triton.jit(do_not_specialize=["key0", "key1"])
-def products_at_best(high, low, rows, code, out, coordinates, positions, packed, words, key0, key1, n_pad, total, f, K,
+def products_at_best(high, low, rows, code, out, coordinates, positions, packed, words, key0, key1, n_pad, total, K,
                      F: tl.constexpr, KIND: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """The partner row's logit (in powers of two) at each row's best code; one program per row of two views."""
-    row = tl.program_id(0)
+    """The partner row's logit (in powers of two) at each row's best code; grid (n, views)."""
+    row = tl.program_id(1) * n_pad + tl.program_id(0)
     partner = (row + n_pad) % total
     k = tl.arange(0, BLOCK)
     coordinate = tl.load(coordinates + k, mask=k < K, other=-1)

@@ -1,0 +1,62 @@
+"""Every Triton configuration compiles ahead of time for each architecture, without spills, within shared memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+
+import pytest
+
+pytest.importorskip("triton")
+from bench import triton_resources  # noqa: E402
+from bench.triton_resources import FORMS, KERNELS, SHARED_LIMIT, Variant, compile_all, problem, variants  # noqa: E402
+from cplearn_kernels.backends import triton_configurations as configurations  # noqa: E402
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "gfx942"])
+def test_every_configuration_compiles_without_spills(arch):
+    """The dearest mode of each kernel; `python -m bench.triton_resources` compiles all modes and sm_100."""
+    records = compile_all(list(variants(arch, dearest=True)), os.cpu_count() or 1)
+    problems = {(r["kernel"], r["form"], str(r["options"])): problem(r) for r in records if problem(r)}
+    assert not problems
+    assert {(r["kernel"], r["form"]) for r in records} == {
+        (kernel, form) for kernel in KERNELS for form in FORMS if triton_resources.is_used(kernel, form, arch)
+    }
+    assert all(r["registers"] > 16 and r["instructions"] > 100 for r in records)
+
+
+def test_small_kernels_compile_too():
+    """Those of rows, columns and bits, which have no configurations, for both makers."""
+    for arch in ("sm_90", "gfx942"):
+        records = compile_all(list(triton_resources.small_variants(arch)), 1)
+        assert not {r["kernel"]: problem(r) for r in records if problem(r)}
+        assert len(records) >= 12
+
+
+def test_a_spill_and_too_much_shared_memory_are_found():
+    (variant,) = list(variants("sm_90", ["best_codes"], ["codes-128"]))
+    spilling, wide = compile_all(
+        [dataclasses.replace(variant, rows=128, codes=256, warps=4), dataclasses.replace(variant, rows=256, codes=256, warps=8)], 1
+    )
+    assert "spills" in problem(spilling)
+    assert "shared memory" in problem({**wide, "spills": 0, "shared": SHARED_LIMIT["sm_90"] + 1})
+    broken = Variant("sm_90", "best_codes", "codes-128", (), 64, 100, 4, 2)  # 100 is no power of two
+    assert "does not compile" in problem(compile_all([broken], 1)[0])
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_the_table_has_an_entry_for_every_kernel_and_form(arch):
+    entries = configurations.table()["architectures"][arch]
+    for kernel in KERNELS:
+        for form in FORMS:
+            if triton_resources.is_used(kernel, form, arch):
+                assert form in entries[kernel], (kernel, form)
+                assert entries["how"][f"{kernel} {form}"] in ("counted", "measured")
+
+
+def test_only_architectures_with_a_record_are_verified():
+    """An architecture is served by default only when docs/gpu-status.md says that its tests ran there."""
+    status = open(os.path.join(os.path.dirname(__file__), "..", "docs", "gpu-status.md")).read()
+    for arch in json.loads(configurations.TABLE.read_text())["verified"]:
+        assert f"verified: {arch}" in status
