@@ -88,7 +88,11 @@ def passes(dictionary: str, f: int) -> list[Pass]:
     else:
         terms, shared = (int(form.split("-")[1]) if groups == 1 else 128 * groups), 8.0 * groups
     once = 2.0 * terms
-    forward = [Pass("best_codes", once, 1, shared), Pass("column_sums", once, 1, shared), Pass("row_sums", once, 1, shared)]
+    forward = [
+        Pass("best_codes", once, 1, shared),
+        Pass("column_sums", once, 1, shared),
+        Pass("row_sums", once, 1, shared),
+    ]
     if groups > 1:
         return [*forward, Pass("chunk_weights", once, 1, shared), Pass("weighted_chunk", once, 0, shared)]
     return [*forward, Pass("weighted_codes", 2 * once, 1, 2 * shared)]
@@ -166,22 +170,23 @@ def work_table(gpu: Gpu) -> str:
 
 
 def prediction_table(gpu: Gpu, measured: dict[tuple, float]) -> str:
-    """Markdown: bound, prediction and measurement for the table's sizes."""
-    lines = [f"| {gpu.name}: dictionary | n | f | c | bound | predicted | logits/s predicted | measured |",
-             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
-    sizes = [("hadamard", n, f, log2) for n in PREDICTED_N for f in PREDICTED_F for log2 in PREDICTED_LOG2_C]
-    sizes += [("hadamard", 64, 128, 30)] + [("rademacher", 256, f, log2) for f in (128, 2048) for log2 in (14, 17, 20)]
-    for dictionary, n, f, log2 in sizes:
-        fastest, predicted = seconds(gpu, dictionary, n, f, 1 << log2)
-        time = measured.get((gpu.architecture, dictionary, n, f, 1 << log2))
-        rate = 2 * n * (1 << log2) / predicted
-        lines.append(f"| {dictionary} | {n} | {f} | 2^{log2} | {_duration(fastest)} | {_duration(predicted)} | {rate:.2g} | "
-                     f"{'not measured' if time is None else _duration(time)} |")  # fmt: skip
+    """Markdown: milliseconds at the bound, predicted and, where there are any, measured, for the table's sizes."""
+    lines = [f"| {gpu.name}: dictionary | n | f | " + " | ".join(f"c = 2^{log2}" for log2 in PREDICTED_LOG2_C) +
+             " | logits/s predicted | measured |", "|---" * (5 + len(PREDICTED_LOG2_C)) + "|"]  # fmt: skip
+    shapes = [("hadamard", n, f, PREDICTED_LOG2_C) for n in PREDICTED_N for f in PREDICTED_F]
+    shapes += [("rademacher", n, f, PREDICTED_LOG2_C[:3]) for n in PREDICTED_N[:2] for f in (128, 2048)]
+    for dictionary, n, f, sizes in shapes:
+        cells, any_measured = [], False
+        for log2 in sizes:
+            time = measured.get((gpu.architecture, dictionary, n, f, 1 << log2))
+            known = [*seconds(gpu, dictionary, n, f, 1 << log2)] + ([] if time is None else [time])
+            any_measured |= time is not None
+            cells.append(" / ".join(f"{1e3 * value:.3g}" for value in known))
+        cells += [""] * (len(PREDICTED_LOG2_C) - len(sizes))
+        rate = 2 * n * (1 << 20) / seconds(gpu, dictionary, n, f, 1 << 20)[1]
+        lines.append(f"| {dictionary} | {n} | {f} | {' | '.join(cells)} | {rate:.2g} | "
+                     f"{'third number' if any_measured else 'not measured'} |")  # fmt: skip
     return "\n".join(lines)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} µs"
 
 
 def _measured(path: Path) -> dict[tuple, float]:

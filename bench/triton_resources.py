@@ -1,7 +1,7 @@
 """Compiles every Triton kernel configuration ahead of time, with no GPU, and reports registers, spills, shared memory.
 
-    python -m bench.triton_resources                       # table; JSON in bench/results; status 1 on a spill
-    python -m bench.triton_resources --arch sm_90 --kernel weighted_codes
+python -m bench.triton_resources                       # table; JSON in bench/results; status 1 on a spill
+python -m bench.triton_resources --arch sm_90 --kernel weighted_codes
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ RESULTS = Path(__file__).resolve().parent / "results" / "triton_resources.json"
 # Shared memory that one program may have, bytes (CUDA C++ programming guide, table of compute capabilities; CDNA 3 ISA).
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 ARCHITECTURES = tuple(SHARED_LIMIT)
-FORMS = tuple(f"kronecker-{1 << log2}" for log2 in range(8, 13)) + ("codes-32", "codes-64", "codes-128", "codes-grouped")
+FORMS = tuple(f"kronecker-{1 << log2}" for log2 in range(8, 13)) + (
+    "codes-32",
+    "codes-64",
+    "codes-128",
+    "codes-grouped",
+)
 
 _TYPES = {
     "high": "*fp16", "low": "*fp16", "high_out": "*fp16", "low_out": "*fp16", "x_high": "*fp16", "x_low": "*fp16",
@@ -120,7 +125,21 @@ _SMALL_TYPES = {
     "log2_codes": "fp32", "n_inverse": "fp32", "codes_over_n": "fp32", "uniform": "fp32", "beta": "fp32",
     "factor": "fp32",
 }  # fmt: skip
-_SMALL_POINTERS = {"rows", "best_in", "best", "out", "out_1", "out_2", "sums", "prior", "slopes", "at_best", "sums_in", "h1", "h2"}
+_SMALL_POINTERS = {
+    "rows",
+    "best_in",
+    "best",
+    "out",
+    "out_1",
+    "out_2",
+    "sums",
+    "prior",
+    "slopes",
+    "at_best",
+    "sums_in",
+    "h1",
+    "h2",
+}
 
 
 def small_variants(arch: str) -> Iterator[Variant]:
@@ -134,7 +153,9 @@ def compile_variant(variant: Variant) -> dict[str, Any]:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    module = importlib.import_module(f"cplearn_kernels.backends.{variant.form if variant.rows == 0 else 'triton_passes'}")
+    module = importlib.import_module(
+        f"cplearn_kernels.backends.{variant.form if variant.rows == 0 else 'triton_passes'}"
+    )
     kernel = getattr(module, variant.kernel.removesuffix("_one"))
     if variant.rows == 0:
         constants, special = _SMALL[dict(variant.options)["number"]][2:]
@@ -154,14 +175,17 @@ def compile_variant(variant: Variant) -> dict[str, Any]:
         "cuda", int(variant.arch.removeprefix("sm_")), 32)  # fmt: skip
     source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     record = {**dataclasses.asdict(variant), "options": dict(variant.options)}
+    options = {"num_warps": variant.warps, "num_stages": variant.stages, "enable_fp_fusion": True}
     started = time.perf_counter()
     try:
-        built = triton.compile(source, target=target, options={"num_warps": variant.warps, "num_stages": variant.stages})
+        built = triton.compile(source, target=target, options=options)
     except Exception as error:  # noqa: BLE001  a compiler's failure is a result here
         return {**record, "error": str(error)[-2000:]}
     record["seconds"] = round(time.perf_counter() - started, 1)
     record["shared"] = built.metadata.shared
-    record.update(_amd_usage(built.asm["amdgcn"]) if variant.arch.startswith("gfx") else _nvidia_usage(built.asm["cubin"]))
+    record.update(
+        _amd_usage(built.asm["amdgcn"]) if variant.arch.startswith("gfx") else _nvidia_usage(built.asm["cubin"])
+    )
     return record
 
 
@@ -187,7 +211,9 @@ def _nvidia_usage(cubin: bytes) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = subprocess.run([_tool("cuobjdump"), "-res-usage", file.name], capture_output=True, text=True, check=True)
+        usage = subprocess.run(
+            [_tool("cuobjdump"), "-res-usage", file.name], capture_output=True, text=True, check=True
+        )
         code = subprocess.run([_tool("nvdisasm"), "-c", file.name], capture_output=True, text=True, check=True).stdout
     numbers = dict(re.findall(r"([A-Z]+):(\d+)", usage.stdout))
     return {"registers": int(numbers["REG"]), "spills": int(numbers["STACK"]) + int(numbers["LOCAL"]),
@@ -234,10 +260,13 @@ def _amd_usage(text: str) -> dict[str, Any]:
         found = re.search(rf"\.{name}:\s*(\d+)", text)
         return int(found.group(1)) if found else 0
 
-    return {"registers": number("vgpr_count"), "accumulators": number("agpr_count"),
-            "spills": number("vgpr_spill_count") + number("private_segment_fixed_size"),
-            "scalars_in_lanes": number("sgpr_spill_count"),
-            **_instructions(text, _AMD_INSTRUCTION)}
+    return {
+        "registers": number("vgpr_count"),
+        "accumulators": number("agpr_count"),
+        "spills": number("vgpr_spill_count") + number("private_segment_fixed_size"),
+        "scalars_in_lanes": number("sgpr_spill_count"),
+        **_instructions(text, _AMD_INSTRUCTION),
+    }
 
 
 def problem(record: dict[str, Any]) -> str | None:
@@ -272,8 +301,10 @@ def compile_all(wanted: list[Variant], jobs: int, progress: bool = False) -> lis
 
 def table(records: list[dict[str, Any]]) -> str:
     """The records as lines of a table."""
-    lines = [f"{'arch':7} {'kernel':19} {'form':15} {'mode':8} {'rows':>4} {'codes':>5} {'warps':>5} {'regs':>5} "
-             f"{'spills':>6} {'shared':>7} {'instr':>6}  problem"]
+    lines = [
+        f"{'arch':7} {'kernel':19} {'form':15} {'mode':8} {'rows':>4} {'codes':>5} {'warps':>5} {'regs':>5} "
+        f"{'spills':>6} {'shared':>7} {'instr':>6}  problem"
+    ]
     for r in records:
         mode = ",".join(f"{k}={int(v)}" for k, v in r["options"].items() if k in ("MODE", "LOGS", "SCORES"))
         lines.append(f"{r['arch']:7} {r['kernel']:19} {r['form']:15} {mode:8} {r['rows']:4} "
@@ -295,7 +326,9 @@ def main(arguments: list[str] | None = None) -> int:
     print(table(records))
     import triton
 
-    chosen.json.write_text(json.dumps({"schema": 1, "triton": triton.__version__, "variants": records}, indent=1) + "\n")
+    chosen.json.write_text(
+        json.dumps({"schema": 1, "triton": triton.__version__, "variants": records}, indent=1) + "\n"
+    )
     bad = sum(problem(record) is not None for record in records)
     print(f"{len(records)} variants, {bad} with a problem")
     return 1 if bad else 0

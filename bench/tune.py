@@ -42,7 +42,9 @@ def candidates(kernel: str, form: str, arch: str) -> Iterator[Configuration]:
             yield Configuration(rows, codes, warps * 32 // lanes)
 
 
-def count_all(archs: list[str], kernels: list[str], forms: list[str], jobs: int) -> dict[tuple, tuple[Configuration, dict]]:
+def count_all(
+    archs: list[str], kernels: list[str], forms: list[str], jobs: int
+) -> dict[tuple, tuple[Configuration, dict]]:
     """(arch, kernel, form) -> the cheapest candidate by counting, with the record of its dearest mode."""
     wanted = [
         Variant(arch, kernel, form, tuple(sorted(options.items())), **dataclasses.asdict(config))
@@ -72,7 +74,9 @@ def cost(record: dict[str, Any]) -> float:
     per_logit = (record["loop"] or record["instructions"]) * record["warps"] * lanes / logits
     if lanes == 64:
         # 512 registers per lane of each of four SIMDs; 64 KB of shared memory.
-        programs = max(1, min(4 * (512 // max(record["registers"], 1)) // record["warps"], 65536 // max(record["shared"], 1)))
+        programs = max(
+            1, min(4 * (512 // max(record["registers"], 1)) // record["warps"], 65536 // max(record["shared"], 1))
+        )
     else:
         shared = {"sm_80": 164}.get(record["arch"], 228) * 1024
         registers = max(record["registers"], 24) * record["warps"] * 32

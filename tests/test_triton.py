@@ -265,11 +265,15 @@ def test_no_array_grows_with_n_times_c(short_pieces, monkeypatch):
     """Spans of 512: no buffer may exceed what n f and the span need, at c = 1300 far below n c."""
     sizes = []
     empty = Batch._empty
-    monkeypatch.setattr(Batch, "_empty", lambda self, *shape, **more: sizes.append(math.prod(shape)) or empty(self, *shape, **more))
+    monkeypatch.setattr(
+        Batch, "_empty", lambda self, *shape, **more: sizes.append(math.prod(shape)) or empty(self, *shape, **more)
+    )
     largest = {}
     for c in (600, 1300):
         sizes.clear()
-        loss_and_gradients(*[h.to(DEVICE) for h in embeddings(16, 33)], make_dictionary("rademacher", 33, c), backend="triton")
+        loss_and_gradients(
+            *[h.to(DEVICE) for h in embeddings(16, 33)], make_dictionary("rademacher", 33, c), backend="triton"
+        )
         largest[c] = max(sizes)
     assert largest[1300] == largest[600] <= 32 * 600
 

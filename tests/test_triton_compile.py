@@ -37,7 +37,11 @@ def test_small_kernels_compile_too():
 def test_a_spill_and_too_much_shared_memory_are_found():
     (variant,) = list(variants("sm_90", ["best_codes"], ["codes-128"]))
     spilling, wide = compile_all(
-        [dataclasses.replace(variant, rows=128, codes=256, warps=4), dataclasses.replace(variant, rows=256, codes=256, warps=8)], 1
+        [
+            dataclasses.replace(variant, rows=128, codes=256, warps=4),
+            dataclasses.replace(variant, rows=256, codes=256, warps=8),
+        ],
+        1,
     )
     assert "spills" in problem(spilling)
     assert "shared memory" in problem({**wide, "spills": 0, "shared": SHARED_LIMIT["sm_90"] + 1})

@@ -51,7 +51,9 @@ def test_many_codes_agree_with_the_chunked_backend():
     other = loss_and_gradients(*views, dictionary, temperature=temperature, backend="torch")
     assert abs(mine[0] - other[0]) <= 2e-6 * abs(other[0])
     for one, two in zip(mine[1:], other[1:], strict=True):
-        assert float((one - two).norm()) <= 2e-5 * max(float(two.norm()), 1e-2 * math.sqrt(128 / 32) / (2 * temperature))
+        assert float((one - two).norm()) <= 2e-5 * max(
+            float(two.norm()), 1e-2 * math.sqrt(128 / 32) / (2 * temperature)
+        )
 
 
 @pytest.mark.parametrize("kind, f", [("hadamard", 2048), ("hadamard", 128), ("rademacher", 384)])

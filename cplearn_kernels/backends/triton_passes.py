@@ -1,9 +1,9 @@
 """Triton kernels that go over all codes: best codes, column sums, row sums, weighted codes, probabilities.
 
 Every kernel works on a piece of the dictionary, codes `start` … `start + span - 1`, cut into tiles of BN codes (see
-triton_tiles.py for the forms of a tile). Programs that own rows write one partial result per split of the span, programs that own codes one
-per split of the rows; triton_rows.py adds the parts up in a fixed order. Nothing is added to memory that two programs
-share, so results do not depend on scheduling.
+triton_tiles.py for the forms of a tile). Programs that own rows write one partial result per split of the codes, programs
+that own codes one per split of the rows; triton_rows.py adds the parts up in a fixed order. Nothing is added to memory
+that two programs share, so results do not depend on scheduling.
 
 Rows of the batch come as two float16 halves (R, K), view 2 after view 1, `n_pad` rows each, and as rows of constants,
 float32 (_, R), by the names below. With `s` the logit in powers of two, `d = s - best` and `u = d + SHIFT = log2(c p)`.
@@ -200,8 +200,8 @@ def row_sums(high, low, rows, best, slopes, prior, centre_out, target_out, table
              GROUPS: tl.constexpr, KRONECKER: tl.constexpr):  # fmt: skip
     """Per row, over all codes but its best: sum p g and, if PAIR, sum p u' with u' the partner row's log2(c p).
 
-    `slopes` (views, _), rows `slope_stride` apart, holds g; with LOGS it holds log2(c p̄), and p g is -q 2^(u - slope). Outputs (splits, R),
-    float64. The sums sigma and t of docs/mathematics.md, less the best code's term.
+    `slopes` (views, _), rows `slope_stride` apart, holds g; with LOGS it holds log2(c p̄), and p g is -q 2^(u - slope).
+    Outputs (splits, R), float64. The sums sigma and t of docs/mathematics.md, less the best code's term.
     """
     row_a = tl.program_id(0) * BM
     row_b = row_a + n_pad
@@ -276,8 +276,8 @@ def _loss_weight(p, u_partner, d, rows, total, row, prior_weight, slope, beta, C
 
 
 @triton.jit
-def _tile_weights(s_a, s_b, tile, rows, best, slopes, prior, total, row_a, row_b, start, span, slope_stride, column, uniform,
-                  beta, beta_ln2, num_rows, num_codes, MODE: tl.constexpr, GIVEN_PRIOR: tl.constexpr,
+def _tile_weights(s_a, s_b, tile, rows, best, slopes, prior, total, row_a, row_b, start, span, slope_stride, column,
+                  uniform, beta, beta_ln2, num_rows, num_codes, MODE: tl.constexpr, GIVEN_PRIOR: tl.constexpr,
                   BM: tl.constexpr, BN: tl.constexpr):  # fmt: skip
     """The weights x (BM, BN) of a tile's codes in the sum `sum_j x_j w_j`, for one row or two; 0 at a row's best code.
 
@@ -355,8 +355,8 @@ def weighted_codes(high, low, rows, best, slopes, prior, sums_out, table, words,
         if MODE != GIVEN:
             s_a, s_b = _logits(high, low, row_a, row_b, operand, left, right, table, words, PAIR, BM, BN, A, K, 1,
                                KRONECKER)  # fmt: skip
-        x_a, x_b = _tile_weights(s_a, s_b, tile, rows, best, slopes, prior, total, row_a, row_b, start, span, slope_stride,
-                                 column, uniform, beta, beta_ln2, num_rows, num_codes, MODE, GIVEN_PRIOR, BM,
+        x_a, x_b = _tile_weights(s_a, s_b, tile, rows, best, slopes, prior, total, row_a, row_b, start, span,
+                                 slope_stride, column, uniform, beta, beta_ln2, num_rows, num_codes, MODE, GIVEN_PRIOR, BM,
                                  BN)  # fmt: skip
         if KRONECKER:
             sum_a += tiles.kronecker_back(x_a, operand, left, right, BM, A, BN // A)
@@ -378,8 +378,8 @@ def weighted_codes(high, low, rows, best, slopes, prior, sums_out, table, words,
 
 @triton.jit(do_not_specialize=["start", "span", "slope_stride", "uniform", "beta", "beta_ln2"])
 def chunk_weights(high, low, rows, best, slopes, prior, high_out, low_out, scale_out, table, words, total,
-                  n_pad, start, span, slope_stride, chunk, uniform, beta, beta_ln2, num_rows, num_codes, PAIR: tl.constexpr,
-                  MODE: tl.constexpr, GIVEN_PRIOR: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+                  n_pad, start, span, slope_stride, chunk, uniform, beta, beta_ln2, num_rows, num_codes,
+                  PAIR: tl.constexpr, MODE: tl.constexpr, GIVEN_PRIOR: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
                   GROUPS: tl.constexpr):  # fmt: skip
     """The weights of `span` codes, as two float16 halves (R, chunk >= span) and a scale per row and tile.
 
