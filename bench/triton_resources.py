@@ -148,14 +148,19 @@ def small_variants(arch: str) -> Iterator[Variant]:
         yield Variant(arch, kernel, module, (("number", number),), 0, 0, 4, 2)
 
 
+def module_of(variant: Variant) -> str:
+    """The module of a variant's kernel."""
+    if variant.rows == 0:
+        return variant.form
+    return "triton_weights" if variant.kernel.startswith(("weighted", "chunk")) else "triton_passes"
+
+
 def compile_variant(variant: Variant) -> dict[str, Any]:
     """The variant with what its machine code needs; `error` instead where it does not compile."""
     import triton
     from triton.backends.compiler import GPUTarget
 
-    module = importlib.import_module(
-        f"cplearn_kernels.backends.{variant.form if variant.rows == 0 else 'triton_passes'}"
-    )
+    module = importlib.import_module(f"cplearn_kernels.backends.{module_of(variant)}")
     kernel = getattr(module, variant.kernel.removesuffix("_one"))
     if variant.rows == 0:
         constants, special = _SMALL[dict(variant.options)["number"]][2:]

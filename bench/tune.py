@@ -116,6 +116,8 @@ def _pass(kernel: str, form: str):
 
     import cplearn_kernels as cpk
     from cplearn_kernels.backends import triton_batch
+    from cplearn_kernels.backends.triton_modes import REVERSE_KL, SECOND
+    from cplearn_kernels.backends.triton_sums import weighted_codes
     from cplearn_kernels.backends.triton_codes import codes_of
 
     kronecker = form.startswith("kronecker")
@@ -123,22 +125,22 @@ def _pass(kernel: str, form: str):
     n, c = 256, 1 << (20 if not kronecker else 21 if f < 4096 else 20)
     dictionary = (cpk.HadamardDictionary if kronecker else cpk.RademacherDictionary)(f, c)
     views = [torch.nn.functional.normalize(torch.randn(n, f, device="cuda")) for _ in range(2)]
-    factor = triton_batch._LOG2_E / cpk.default_temperature(f, c)
+    factor = triton_batch.LOG2_E / cpk.default_temperature(f, c)
     batch = triton_batch.Batch(views, codes_of(dictionary, views[0].device), [factor, factor])
     batch.find_best()
     state = batch.empty_state()
-    slopes, _ = batch.columns(0, c, triton_batch.REVERSE_KL)
-    batch.row_sums(state, 0, c, slopes, triton_batch.REVERSE_KL)
+    slopes, _ = batch.columns(0, c, REVERSE_KL)
+    batch.row_sums(state, 0, c, slopes, REVERSE_KL)
     batch.finish_row_sums(state, 1.0)
     out = torch.empty(n, 1 << 16, device="cuda")
     both = 2 * n * c
     return {
         "best_codes": (batch.find_best, both),
-        "column_sums": (lambda: batch.columns(0, c, triton_batch.REVERSE_KL), both),
-        "row_sums": (lambda: batch.row_sums(state, 0, c, slopes, triton_batch.REVERSE_KL), both),
-        "weighted_codes_one": (lambda: batch.weighted_codes(triton_batch.SECOND, lambda *_: batch.rows), both // 2),
+        "column_sums": (lambda: batch.columns(0, c, REVERSE_KL), both),
+        "row_sums": (lambda: batch.row_sums(state, 0, c, slopes, REVERSE_KL), both),
+        "weighted_codes_one": (lambda: weighted_codes(batch, SECOND, lambda *_: batch.rows), both // 2),
         "probabilities": (lambda: batch.probabilities(out, 0, 1 << 16), n << 16),
-    }.get(kernel, (lambda: batch.weighted_codes(triton_batch.REVERSE_KL, lambda *_: slopes, 1.0), both))
+    }.get(kernel, (lambda: weighted_codes(batch, REVERSE_KL, lambda *_: slopes, 1.0), both))
 
 
 def _time(run, rounds: int) -> float:

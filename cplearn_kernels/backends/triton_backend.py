@@ -18,9 +18,11 @@ from ..dictionary import Dictionary
 try:
     import triton
 
-    from .triton_batch import CENTRED, CROSS_ENTROPY, EXPECTED, GIVEN, REVERSE_KL, SECOND, SPAN, Batch
+    from .triton_batch import SPAN, Batch
     from .triton_codes import codes_of
     from .triton_configurations import architecture, verified
+    from .triton_modes import CENTRED, CROSS_ENTROPY, EXPECTED, GIVEN, REVERSE_KL, SECOND
+    from .triton_sums import weighted_codes
 except ImportError as error:
     triton, _import_error = None, str(error)
 
@@ -114,7 +116,7 @@ def cplearn_loss(h1, h2, dictionary, temperature, beta, prior, prior_probs, need
     def slopes_of(start, length):
         return slopes if dictionary.num_codes <= SPAN else batch.columns(start, length, mode, prior_probs)[0]
 
-    sums = batch.weighted_codes(mode, slopes_of, beta, prior_probs)
+    sums = weighted_codes(batch, mode, slopes_of, beta, prior_probs)
     return *terms, *batch.finish_sums(sums, share, 1 / (2 * batch.n * temperature), 2)
 
 
@@ -133,7 +135,7 @@ def projector_softmax_backward(upstream, h, p, dictionary, temperature):
     p, upstream = p.contiguous(), upstream.to(torch.float32).contiguous()
     batch.code.fill_(-1)  # all codes are summed alike: p and v are given, so no digits are lost at the best one
     batch.set_centre((p * upstream).sum(1, dtype=torch.float64))
-    sums = batch.weighted_codes(GIVEN, None, given=(p, upstream))
+    sums = weighted_codes(batch, GIVEN, None, given=(p, upstream))
     batch.code.zero_()
     share = torch.zeros(batch.total, dtype=torch.float64, device=h.device)
     return _nan_where_not_finite(batch.finish_sums(sums, share, 1 / temperature, 1)[0], h)
@@ -155,7 +157,7 @@ def expected_code(h, dictionary, temperature):
     """`reference.expected_code`, shape `(n, f)`."""
     batch = _batch([h], dictionary, temperature)
     batch.find_best()
-    sums = batch.weighted_codes(EXPECTED, lambda start, length: batch.rows)
+    sums = weighted_codes(batch, EXPECTED, lambda start, length: batch.rows)
     return batch.finish_sums(sums, batch.best_probability(), 1.0, 1)[0]
 
 
@@ -166,14 +168,14 @@ def expected_code_backward(upstream, h, dictionary, temperature):
     """
     batch = _batch([h, upstream.to(torch.float32)], dictionary, temperature, second_factor=1.0)
     batch.find_best(views=1)
-    sums = batch.weighted_codes(EXPECTED, lambda start, length: batch.rows)
+    sums = weighted_codes(batch, EXPECTED, lambda start, length: batch.rows)
     none = torch.zeros(batch.total, dtype=torch.float64, device=h.device)
     others = (batch.finish_sums(sums, none, 1.0, 1)[0].double() * upstream).sum(1)
     p, away = (part[: batch.n] for part in (batch.best_probability(), batch.other_probability()))
     value = batch.products_at_best()[: batch.n].double()
     batch.set_centre(others + p * value)
     none[: batch.n] = p * (away * value - others)
-    sums = batch.weighted_codes(SECOND, lambda start, length: batch.rows)
+    sums = weighted_codes(batch, SECOND, lambda start, length: batch.rows)
     return batch.finish_sums(sums, none, 1 / temperature, 1)[0]
 
 
@@ -194,7 +196,7 @@ def mean_assignment_backward(upstream, h, dictionary, temperature):
     for start, length in batch.spans():
         batch.row_sums(state, start, length, upstream[None, start : start + length], CENTRED)
     share, _ = batch.finish_row_sums(state, 0.0)
-    sums = batch.weighted_codes(CENTRED, lambda start, length: upstream[None, start : start + length])
+    sums = weighted_codes(batch, CENTRED, lambda start, length: upstream[None, start : start + length])
     return batch.finish_sums(sums, share, 1 / (batch.n * temperature), 1)[0]
 
 

@@ -17,16 +17,14 @@ from . import triton_configurations as configurations
 from . import triton_passes as passes
 from . import triton_rows as kernels
 from .triton_codes import KRONECKER, PACKED, Codes
+from .triton_modes import CROSS_ENTROPY
 
 SPAN = 1 << 22  # codes whose column sums are held at a time
-_CHUNK_ELEMENTS = 1 << 23  # weights of codes that are held at a time where sums do not fit in registers
 _TABLE_WORDS = 1 << 24  # sign bits of codes that are held at a time, in 32-bit words
 _SHORTEST_PIECE = 8192  # the largest Hadamard block
 _MAX_ROWS = 128
 _BLOCK = 128
-_LOG2_E = 1.4426950408889634
-
-EXPECTED, CENTRED, REVERSE_KL, CROSS_ENTROPY, SECOND, GIVEN = range(6)
+LOG2_E = 1.4426950408889634
 
 
 class Batch:
@@ -47,14 +45,14 @@ class Batch:
         self.processors = _processors(self.device)
         self._table = None
         # Padding: rows of zeros with scale 1.
-        self.high = self._zeros(self.total, codes.width, dtype=torch.float16)
+        self.high = self.zeros(self.total, codes.width, dtype=torch.float16)
         self.low = torch.zeros_like(self.high)
         self.rows = torch.ones(passes.NUM_CONSTANTS, self.total, device=self.device)
-        self.best = self._empty(self.total)
-        self.others = self._empty(self.total, dtype=torch.float64)
-        self.code = self._empty(self.total, dtype=torch.int32)
+        self.best = self.empty(self.total)
+        self.others = self.empty(self.total, dtype=torch.float64)
+        self.code = self.empty(self.total, dtype=torch.int32)
         first, second = views[0], views[-1]
-        with self._on_device():
+        with self.on_device():
             kernels.prepare_rows[(self.n, self.views)](
                 first, second, codes.coordinates, self.high, self.low, self.rows, self.n_pad, self.total,
                 first.stride(0), first.stride(1), second.stride(0), second.stride(1), factors[0], factors[-1],
@@ -69,7 +67,7 @@ class Batch:
 
     def pieces(self, start: int = 0, length: int | None = None, size: int | None = None):
         """Yield (start, length, table) over the codes of a span (all by default), for one launch each."""
-        size = size or max(_SHORTEST_PIECE, min(SPAN, _floor_power(_TABLE_WORDS // self.codes.words)))
+        size = size or max(_SHORTEST_PIECE, min(SPAN, floor_power(_TABLE_WORDS // self.codes.words)))
         for first, count in _cut(start, self.codes.num_codes if length is None else length, size):
             yield first, count, self.table(first, count)
 
@@ -84,15 +82,15 @@ class Batch:
 
     def _packed_bits(self, start: int, count: int) -> torch.Tensor:
         codes = self.codes
-        with self._on_device():
+        with self.on_device():
             if codes.kind == KRONECKER:
                 words = triton.cdiv(count, codes.block) * codes.words
-                table = self._empty(words, dtype=torch.int32)
+                table = self.empty(words, dtype=torch.int32)
                 bits.pack_block_signs[(triton.cdiv(words, _BLOCK),)](
                     table, codes.coordinates, *codes.keys, start // codes.block, words, F=codes.block, BLOCK=_BLOCK
                 )
             else:
-                table = self._empty(count, codes.words, dtype=torch.int32)
+                table = self.empty(count, codes.words, dtype=torch.int32)
                 bits.pack_codes[(triton.cdiv(count * codes.groups, _BLOCK),)](
                     table, codes.sylvester, *codes.keys, start, count, codes.groups, F=codes.block, KIND=codes.kind,
                     BLOCK=_BLOCK,
@@ -101,8 +99,8 @@ class Batch:
 
     def dense_codes(self, start: int, count: int) -> torch.Tensor:
         """Codes as float32 `(count, f)`, coordinate by coordinate as the finishing kernels make them."""
-        codes, out = self.codes, self._empty(count, self.codes.num_features)
-        with self._on_device():
+        codes, out = self.codes, self.empty(count, self.codes.num_features)
+        with self.on_device():
             bits.dense_codes[(count,)](
                 out, codes.positions, codes.packed, codes.packed.shape[1], *codes.keys, start, count,
                 codes.num_features, F=codes.block, KIND=codes.kind, BLOCK=triton.next_power_of_2(codes.num_features),
@@ -116,24 +114,24 @@ class Batch:
 
         `views=1` leaves the rows of a second view alone, which then only lends its products.
         """
-        config = self._config("best_codes")
+        config = self.config("best_codes")
         rows = self.n_pad * (views or self.views)
-        empty = self._empty if rows == self.total else self._zeros
+        empty = self.empty if rows == self.total else self.zeros
         for start, span, table in self.pieces():
             tiles = triton.cdiv(span, config.codes)
-            splits, per_split = self._splits(rows // config.rows, tiles)
+            splits, per_split = self.splits(rows // config.rows, tiles)
             best, code = empty(splits, self.total), empty(splits, self.total, dtype=torch.int32)
             others = empty(splits, self.total, dtype=torch.float64)
-            with self._on_device():
+            with self.on_device():
                 passes.best_codes[(rows // config.rows, splits)](
                     self.high, self.low, self.rows, best, others, code, table, self.codes.words,
-                    self.total, start, span, per_split, **self._shape(config), **_launch(config),
+                    self.total, start, span, per_split, **self.shape(config), **launch_options(config),
                 )  # fmt: skip
                 kernels.merge_best[(triton.cdiv(self.total, _BLOCK),)](
                     best, others, code, self.best, self.others, self.code, self.total, splits, FIRST=start == 0,
                     BLOCK=_BLOCK,
                 )  # fmt: skip
-        with self._on_device():
+        with self.on_device():
             kernels.row_constants[(triton.cdiv(self.total, _BLOCK),)](
                 self.best, self.others, self.rows, self.n, self.n_pad, self.total, math.log2(self.codes.num_codes),
                 BLOCK=_BLOCK,
@@ -141,8 +139,8 @@ class Batch:
 
     def products_at_best(self) -> torch.Tensor:
         """`(R,)`: the partner row's logit, or second product, at each row's best code."""
-        out = self._zeros(self.total)
-        with self._on_device():
+        out = self.zeros(self.total)
+        with self.on_device():
             kernels.products_at_best[(self.n, self.views)](
                 self.high, self.low, self.rows, self.code, out, self.codes.coordinates, self.codes.positions,
                 self.codes.packed, self.codes.packed.shape[1], *self.codes.keys, self.n_pad, self.total,
@@ -153,26 +151,26 @@ class Batch:
 
     def columns(self, start: int, length: int, mode: int, prior_probs: torch.Tensor | None = None):
         """(slopes, prior) of a span, see triton_rows.finish_columns: (views, length) and the prior term's float64 sum."""
-        slopes = self._empty(self.views, length)
+        slopes = self.empty(self.views, length)
         prior = [self._column_piece(slopes, start, piece, mode, prior_probs) for piece in self.pieces(start, length)]
         return slopes, torch.stack(prior).sum()
 
     def _column_piece(self, slopes, span_start, piece, mode, prior_probs) -> torch.Tensor:
-        config, codes, logs = self._config("column_sums"), self.codes, mode == CROSS_ENTROPY
+        config, codes, logs = self.config("column_sums"), self.codes, mode == CROSS_ENTROPY
         start, count, table = piece
         tiles, row_tiles = triton.cdiv(count, config.codes), triton.cdiv(self.n, config.rows)
         splits = max(1, min(row_tiles, 64, 2 * self.processors // (tiles * self.views)))
         per_split = triton.cdiv(row_tiles, splits) * config.rows
         splits = triton.cdiv(self.n, per_split)
-        sums = self._empty(splits, self.views, count)
+        sums = self.empty(splits, self.views, count)
         best = torch.empty_like(sums) if logs else sums
         blocks = triton.cdiv(count, 1024)
-        prior_sums = self._zeros(self.views, blocks, dtype=torch.float64)
+        prior_sums = self.zeros(self.views, blocks, dtype=torch.float64)
         prior = sums if prior_probs is None else prior_probs[start : start + count]
-        with self._on_device():
+        with self.on_device():
             passes.column_sums[(tiles, splits, self.views)](
                 self.high, self.low, self.rows, sums, best, table, codes.words, self.total, self.n, self.n_pad, count,
-                per_split, LOGS=logs, **self._shape(config), **_launch(config),
+                per_split, LOGS=logs, **self.shape(config), **launch_options(config),
             )  # fmt: skip
             kernels.finish_columns[(blocks, self.views)](
                 sums, best, prior, slopes[:, start - span_start :], prior_sums, splits, count, slopes.stride(0),
@@ -186,20 +184,20 @@ class Batch:
 
         `slopes` (views, length) belongs to the span.
         """
-        config, codes, pair = self._config("row_sums"), self.codes, self.views == 2
+        config, codes, pair = self.config("row_sums"), self.codes, self.views == 2
         row_tiles = self.n_pad // config.rows
         shared = dict(PAIR=pair, LOGS=mode == CROSS_ENTROPY, GIVEN_PRIOR=prior_probs is not None)
         for first, count, table in self.pieces(start, length):
-            splits, per_split = self._splits(row_tiles, triton.cdiv(count, config.codes))
-            centre = self._empty(splits, self.total, dtype=torch.float64)
+            splits, per_split = self.splits(row_tiles, triton.cdiv(count, config.codes))
+            centre = self.empty(splits, self.total, dtype=torch.float64)
             target = torch.empty_like(centre) if pair else centre
             prior = slopes if prior_probs is None else prior_probs[first : first + count]
             slope, stride = slopes[:, first - start :], slopes.stride(0)
-            with self._on_device():
+            with self.on_device():
                 passes.row_sums[(row_tiles, splits)](
                     self.high, self.low, self.rows, self.code, slope, prior, centre, target, table, codes.words,
                     self.total, self.n_pad, first, count, stride, per_split, 1.0 / codes.num_codes, **shared,
-                    **self._shape(config), **_launch(config),
+                    **self.shape(config), **launch_options(config),
                 )  # fmt: skip
                 kernels.merge_row_sums[(triton.cdiv(self.total, _BLOCK),)](
                     centre, target, *state, slope, prior, self.code, self.rows, splits, self.total, self.n_pad, first,
@@ -208,11 +206,11 @@ class Batch:
 
     def finish_row_sums(self, state, beta: float):
         """(share of each row's best code, terms of the invariance), both (R,) float64; sets CENTRE and TARGET."""
-        share = self._empty(self.total, dtype=torch.float64)
+        share = self.empty(self.total, dtype=torch.float64)
         invariance = torch.empty_like(share)
         pair = self.views == 2
         at_best = self.products_at_best() if pair else self.best
-        with self._on_device():
+        with self.on_device():
             kernels.finish_row_sums[(triton.cdiv(self.total, _BLOCK),)](
                 *state, self.others, at_best, self.rows, share, invariance, self.n, self.n_pad, self.total, beta,
                 PAIR=pair, BLOCK=_BLOCK,
@@ -221,89 +219,13 @@ class Batch:
 
     def empty_state(self):
         """What `row_sums` adds to; the first span overwrites it."""
-        return tuple(self._empty(self.total, dtype=torch.float64) for _ in range(3))
-
-    def weighted_codes(self, mode: int, slopes_of, beta: float = 0.0, prior_probs=None, given=None) -> torch.Tensor:
-        """`sum_j x_j w_j` over all codes but each row's best: (R, K) float64.
-
-        Args:
-            mode: which weights x, see triton_passes._tile_weights.
-            slopes_of: (start, length) of a span -> its (views, length) array of the mode.
-            given: for GIVEN, the arrays P and V of shape `(n, c)`.
-        """
-        both = mode in (REVERSE_KL, CROSS_ENTROPY)
-        elements = (self.total if both or self.views == 1 else self.n_pad) * self.codes.width
-        sums = self._empty(self.total, self.codes.width, dtype=torch.float64)
-        add = self._add_grouped if self.codes.groups > 1 else self._add_in_registers
-        for start, length in self.spans():
-            slopes = given[0] if given else slopes_of(start, length)
-            parts = add(start, length, slopes, mode, beta, prior_probs, given)
-            with self._on_device():
-                kernels.merge_weighted[(triton.cdiv(elements, 1024),)](
-                    parts, sums, self.total * self.codes.width, elements, parts.shape[0], FIRST=start == 0, BLOCK=1024
-                )
-        return sums
-
-    def _weight_arrays(self, slopes, span_start, first, count, prior_probs, given):
-        """(slopes, prior, stride) of a piece, as the kernels take them."""
-        if given:
-            return *given, 0
-        prior = slopes if prior_probs is None else prior_probs[first : first + count]
-        return slopes[:, first - span_start :], prior, slopes.stride(0)
-
-    def _add_in_registers(self, start, length, slopes, mode, beta, prior_probs, given):
-        both = mode in (REVERSE_KL, CROSS_ENTROPY)
-        config, codes = self._config("weighted_codes" if both else "weighted_codes_one"), self.codes
-        row_tiles = self.n_pad // config.rows
-        all_parts = []
-        for first, count, table in self.pieces(start, length):
-            slope, prior, stride = self._weight_arrays(slopes, start, first, count, prior_probs, given)
-            splits, per_split = self._splits(row_tiles, triton.cdiv(count, config.codes))
-            parts = self._empty(splits, self.total, codes.width)
-            shape = self._shape(config)
-            del shape["GROUPS"]
-            with self._on_device():
-                passes.weighted_codes[(row_tiles, splits)](
-                    self.high, self.low, self.rows, self.code, slope, prior, parts, table, codes.words, self.total,
-                    self.n_pad, first, count, stride, per_split, 1.0 / codes.num_codes, beta, beta / _LOG2_E, self.n,
-                    codes.num_codes, PAIR=self.views == 2, MODE=mode, GIVEN_PRIOR=prior_probs is not None, **shape,
-                    **_launch(config),
-                )  # fmt: skip
-            all_parts.append(parts)
-        return all_parts[0] if len(all_parts) == 1 else torch.cat(all_parts)
-
-    def _add_grouped(self, start, length, slopes, mode, beta, prior_probs, given):
-        """As `_add_in_registers`, where a row's sums do not fit: weights of a chunk of codes to memory, then products."""
-        both, codes = mode in (REVERSE_KL, CROSS_ENTROPY), self.codes
-        making, adding = self._config("chunk_weights"), self._config("weighted_chunk")
-        tile = making.codes
-        chunk = max(tile, min(triton.cdiv(length, tile) * tile, _floor_power(_CHUNK_ELEMENTS // self.total)))
-        x_high = self._empty(self.total, chunk, dtype=torch.float16)
-        x_low = torch.empty_like(x_high)
-        scales = self._empty(self.total, chunk // tile)
-        row_tiles = (self.total if both else self.n_pad) // adding.rows
-        splits, per_split = self._splits(row_tiles * codes.groups, chunk // tile)
-        parts = self._zeros(splits, self.total, codes.width)
-        for first, count, table in self.pieces(start, length, chunk):
-            slope, prior, stride = self._weight_arrays(slopes, start, first, count, prior_probs, given)
-            with self._on_device():
-                passes.chunk_weights[(self.n_pad // making.rows, chunk // tile)](
-                    self.high, self.low, self.rows, self.code, slope, prior, x_high, x_low, scales, table, codes.words,
-                    self.total, self.n_pad, first, count, stride, chunk, 1.0 / codes.num_codes, beta, beta / _LOG2_E,
-                    self.n, codes.num_codes, PAIR=self.views == 2, MODE=mode, GIVEN_PRIOR=prior_probs is not None,
-                    BM=making.rows, BN=tile, GROUPS=codes.groups, **_launch(making),
-                )  # fmt: skip
-                passes.weighted_chunk[(row_tiles, codes.groups, splits)](
-                    x_high, x_low, scales, parts, table, codes.words, self.total, count, chunk, per_split,
-                    BM=adding.rows, BN=tile, GROUPS=codes.groups, **_launch(adding),
-                )  # fmt: skip
-        return parts
+        return tuple(self.empty(self.total, dtype=torch.float64) for _ in range(3))
 
     def finish_sums(self, sums, share, factor: float, views: int) -> list[torch.Tensor]:
         """`factor * (sums + share * w_best)` as `(n, f)` float32 per view."""
         codes = self.codes
-        out = [self._empty(self.n, codes.num_features) for _ in range(views)]
-        with self._on_device():
+        out = [self.empty(self.n, codes.num_features) for _ in range(views)]
+        with self.on_device():
             kernels.finish_sums[(self.n, views)](
                 sums, share, self.code, codes.positions, out[0], out[-1], codes.packed, codes.packed.shape[1],
                 *codes.keys, self.n_pad, codes.num_features, codes.width, factor, F=codes.block, KIND=codes.kind,
@@ -313,13 +235,13 @@ class Batch:
 
     def probabilities(self, out: torch.Tensor, start: int, count: int, scores: bool = False) -> None:
         """p of `count` codes (or the scaled products) into `out` (n, count), from code `start` on."""
-        config, codes = self._config("probabilities"), self.codes
+        config, codes = self.config("probabilities"), self.codes
         for first, length, table in self.pieces(start, count):
             part = out[:, first - start :]
-            with self._on_device():
+            with self.on_device():
                 passes.probabilities[(triton.cdiv(length, config.codes), triton.cdiv(self.n, config.rows))](
                     self.high, self.low, self.rows, part, table, codes.words, self.total, self.n, length,
-                    out.stride(0), SCORES=scores, **self._shape(config), **_launch(config),
+                    out.stride(0), SCORES=scores, **self.shape(config), **launch_options(config),
                 )  # fmt: skip
 
     # ---- results and constants of rows ----
@@ -338,7 +260,7 @@ class Batch:
     def logsumexp(self) -> torch.Tensor:
         """`(n,)` float32: the natural log-sum-exp of each row."""
         best = self.rows[passes.BEST.value, : self.n].double()
-        return (best / _LOG2_E + self.others[: self.n].log1p()).float()
+        return (best / LOG2_E + self.others[: self.n].log1p()).float()
 
     def best_scores(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(scores, codes) of each row's best code, `(n, 1)`."""
@@ -351,31 +273,31 @@ class Batch:
 
     # ---- helpers ----
 
-    def _empty(self, *shape, dtype=torch.float32) -> torch.Tensor:
+    def empty(self, *shape, dtype=torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device)
 
-    def _zeros(self, *shape, dtype=torch.float32) -> torch.Tensor:
+    def zeros(self, *shape, dtype=torch.float32) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype, device=self.device)
 
-    def _config(self, kernel: str) -> configurations.Configuration:
+    def config(self, kernel: str) -> configurations.Configuration:
         return configurations.choose(self.arch, kernel, self.codes.form, self.n)
 
-    def _shape(self, config) -> dict:
+    def shape(self, config) -> dict:
         codes = self.codes
         return dict(BM=config.rows, BN=config.codes, A=codes.left, K=codes.width, GROUPS=codes.groups,
                     KRONECKER=codes.kind == KRONECKER)  # fmt: skip
 
-    def _splits(self, row_tiles: int, tiles: int) -> tuple[int, int]:
+    def splits(self, row_tiles: int, tiles: int) -> tuple[int, int]:
         """(splits, tiles per split): enough programs for every processor twice, no split without a tile."""
         wanted = max(1, min(tiles, -(-2 * self.processors // row_tiles)))
         per_split = triton.cdiv(tiles, wanted)
         return triton.cdiv(tiles, per_split), per_split
 
-    def _on_device(self):
+    def on_device(self):
         return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
 
 
-def _launch(config) -> dict:
+def launch_options(config) -> dict:
     # Multiply-adds are wanted: nothing here relies on a product being rounded before it is added.
     return dict(num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=True)
 
@@ -390,5 +312,5 @@ def _cut(start: int, length: int, size: int):
         yield first, min(size, start + length - first)
 
 
-def _floor_power(x: int) -> int:
+def floor_power(x: int) -> int:
     return 1 << max(0, x.bit_length() - 1)

@@ -9,18 +9,8 @@ import triton.language as tl
 
 from . import triton_bits as bits
 from . import triton_tiles as tiles
-from .triton_passes import (
-    BEST,
-    CENTRE,
-    CROSS_ENTROPY,
-    EXPECTED,
-    INVERSE_SUM,
-    LOG_SUM,
-    REVERSE_KL,
-    SCALE,
-    SHIFT,
-    TARGET,
-)
+from .triton_passes import BEST, CENTRE, INVERSE_SUM, LOG_SUM, SCALE, SHIFT, TARGET
+from .triton_weights import CROSS_ENTROPY, EXPECTED, REVERSE_KL
 
 _LN_2 = tl.constexpr(0.6931471805599453)
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -175,8 +165,8 @@ def finish_columns(sums, best, prior, slopes, prior_sums, splits, span, slope_st
 
 @triton.jit(do_not_specialize=["start", "span", "slope_stride", "uniform"])
 def merge_row_sums(centre_in, target_in, centre, target, best_weight, slopes, prior, code, rows, splits, total, n_pad,
-                   start, span, slope_stride, uniform, PAIR: tl.constexpr, LOGS: tl.constexpr, GIVEN_PRIOR: tl.constexpr,
-                   FIRST: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+                   start, span, slope_stride, uniform, PAIR: tl.constexpr, LOGS: tl.constexpr,
+                   GIVEN_PRIOR: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Adds the splits' sums, in order, and notes `p g` of a row's best code when that lies in the span."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = row < total
@@ -260,7 +250,10 @@ def merge_weighted(sums_in, sums, stride, elements, splits, FIRST: tl.constexpr,
 @triton.jit(do_not_specialize=["key0", "key1", "factor"])
 def finish_sums(sums, best_share, code, positions, out_1, out_2, packed, words, key0, key1, n_pad, f, K, factor,
                 F: tl.constexpr, KIND: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """`factor * (sums + best_share * w_best)` in the order of the coordinates: float32 (n, f) per view. Grid (n, views)."""
+    """`factor * (sums + best_share * w_best)` in the order of the coordinates: float32 (n, f) per view.
+
+    Grid (n, views).
+    """
     row = tl.program_id(0)
     view = tl.program_id(1)
     at = view * n_pad + row

@@ -1,0 +1,94 @@
+"""Sums of weighted codes over all codes for a `Batch`: which kernels of triton_weights.py run, on what pieces."""
+
+from __future__ import annotations
+
+import torch
+import triton
+
+from . import triton_rows as rows
+from . import triton_weights as kernels
+from .triton_batch import LOG2_E, Batch, floor_power, launch_options
+from .triton_modes import CROSS_ENTROPY, REVERSE_KL
+
+# Weights of codes that are held at a time where sums do not fit in registers.
+_CHUNK_ELEMENTS = 1 << 23
+
+
+def weighted_codes(batch: Batch, mode: int, slopes_of, beta: float = 0.0, prior_probs=None, given=None) -> torch.Tensor:
+    """`sum_j x_j w_j` over all codes but each row's best: (R, K) float64.
+
+    Args:
+        mode: which weights x, see triton_weights._tile_weights.
+        slopes_of: (start, length) of a span -> its (views, length) array of the mode.
+        given: for GIVEN, the arrays P and V of shape `(n, c)`.
+    """
+    both = mode in (REVERSE_KL, CROSS_ENTROPY)
+    elements = (batch.total if both or batch.views == 1 else batch.n_pad) * batch.codes.width
+    sums = batch.empty(batch.total, batch.codes.width, dtype=torch.float64)
+    add = _add_grouped if batch.codes.groups > 1 else _add_in_registers
+    for start, length in batch.spans():
+        slopes = given[0] if given else slopes_of(start, length)
+        parts = add(batch, start, length, slopes, mode, beta, prior_probs, given)
+        with batch.on_device():
+            rows.merge_weighted[(triton.cdiv(elements, 1024),)](
+                parts, sums, batch.total * batch.codes.width, elements, parts.shape[0], FIRST=start == 0, BLOCK=1024
+            )
+    return sums
+
+
+def _weight_arrays(slopes, span_start, first, count, prior_probs, given):
+    """(slopes, prior, stride) of a piece, as the kernels take them."""
+    if given:
+        return *given, 0
+    prior = slopes if prior_probs is None else prior_probs[first : first + count]
+    return slopes[:, first - span_start :], prior, slopes.stride(0)
+
+
+def _add_in_registers(batch, start, length, slopes, mode, beta, prior_probs, given):
+    both = mode in (REVERSE_KL, CROSS_ENTROPY)
+    config, codes = batch.config("weighted_codes" if both else "weighted_codes_one"), batch.codes
+    row_tiles = batch.n_pad // config.rows
+    all_parts = []
+    for first, count, table in batch.pieces(start, length):
+        slope, prior, stride = _weight_arrays(slopes, start, first, count, prior_probs, given)
+        splits, per_split = batch.splits(row_tiles, triton.cdiv(count, config.codes))
+        parts = batch.empty(splits, batch.total, codes.width)
+        shape = batch.shape(config)
+        del shape["GROUPS"]
+        with batch.on_device():
+            kernels.weighted_codes[(row_tiles, splits)](
+                batch.high, batch.low, batch.rows, batch.code, slope, prior, parts, table, codes.words, batch.total,
+                batch.n_pad, first, count, stride, per_split, 1.0 / codes.num_codes, beta, beta / LOG2_E, batch.n,
+                codes.num_codes, PAIR=batch.views == 2, MODE=mode, GIVEN_PRIOR=prior_probs is not None, **shape,
+                **launch_options(config),
+            )  # fmt: skip
+        all_parts.append(parts)
+    return all_parts[0] if len(all_parts) == 1 else torch.cat(all_parts)
+
+
+def _add_grouped(batch, start, length, slopes, mode, beta, prior_probs, given):
+    """As `_add_in_registers`, where a row's sums do not fit: weights of a chunk of codes to memory, then products."""
+    both, codes = mode in (REVERSE_KL, CROSS_ENTROPY), batch.codes
+    making, adding = batch.config("chunk_weights"), batch.config("weighted_chunk")
+    tile = making.codes
+    chunk = max(tile, min(triton.cdiv(length, tile) * tile, floor_power(_CHUNK_ELEMENTS // batch.total)))
+    x_high = batch.empty(batch.total, chunk, dtype=torch.float16)
+    x_low = torch.empty_like(x_high)
+    scales = batch.empty(batch.total, chunk // tile)
+    row_tiles = (batch.total if both else batch.n_pad) // adding.rows
+    splits, per_split = batch.splits(row_tiles * codes.groups, chunk // tile)
+    parts = batch.zeros(splits, batch.total, codes.width)
+    for first, count, table in batch.pieces(start, length, chunk):
+        slope, prior, stride = _weight_arrays(slopes, start, first, count, prior_probs, given)
+        with batch.on_device():
+            kernels.chunk_weights[(batch.n_pad // making.rows, chunk // tile)](
+                batch.high, batch.low, batch.rows, batch.code, slope, prior, x_high, x_low, scales, table, codes.words,
+                batch.total, batch.n_pad, first, count, stride, chunk, 1.0 / codes.num_codes, beta, beta / LOG2_E,
+                batch.n, codes.num_codes, PAIR=batch.views == 2, MODE=mode, GIVEN_PRIOR=prior_probs is not None,
+                BM=making.rows, BN=tile, GROUPS=codes.groups, **launch_options(making),
+            )  # fmt: skip
+            kernels.weighted_chunk[(row_tiles, codes.groups, splits)](
+                x_high, x_low, scales, parts, table, codes.words, batch.total, count, chunk, per_split,
+                BM=adding.rows, BN=tile, GROUPS=codes.groups, **launch_options(adding),
+            )  # fmt: skip
+    return parts
