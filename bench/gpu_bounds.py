@@ -106,7 +106,7 @@ def _instructions() -> dict[tuple[str, str, str], float]:
     found = {}
     for record in json.loads(RESOURCES.read_text())["variants"]:
         options = record["options"]
-        if "error" in record or options.get("LOGS") or options.get("MODE") == 3:
+        if "error" in record or not options.get("PAIR", True) or options.get("LOGS") or options.get("MODE", 2) != 2:
             continue
         lanes = 64 if record["arch"].startswith("gfx") else 32
         views = 2 if record["kernel"] in ("row_sums", "weighted_codes", "chunk_weights") else 1
@@ -115,6 +115,8 @@ def _instructions() -> dict[tuple[str, str, str], float]:
         count = (record["loop"] or record["instructions"]) + record["inner_loop"] * (groups - 1)
         if record["kernel"] == "weighted_chunk":
             count *= groups
+        if record["kernel"] == "chunk_weights":  # its only loop is that over the groups
+            count = record["instructions"] + record["loop"] * (groups - 1)
         per_logit = count * record["warps"] * lanes / (views * record["rows"] * record["codes"])
         found[record["arch"], record["kernel"], record["form"]] = per_logit
     return found

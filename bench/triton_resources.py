@@ -89,16 +89,24 @@ def is_used(kernel: str, form: str, arch: str) -> bool:
 
 
 def modes(kernel: str) -> list[dict[str, Any]]:
-    """The compile-time options to try, the dearest last: both forms of the loss where they differ."""
-    if kernel == "column_sums":
-        return [{"LOGS": False}, {"LOGS": True}]
-    if kernel == "row_sums":
-        return [{"PAIR": True, "LOGS": logs, "GIVEN_PRIOR": logs} for logs in (False, True)]
-    if kernel in ("weighted_codes", "chunk_weights"):
-        return [{"PAIR": True, "MODE": mode, "GIVEN_PRIOR": mode == 3} for mode in (2, 3)]
-    if kernel == "weighted_codes_one":
-        return [{"PAIR": True, "MODE": 4, "GIVEN_PRIOR": False}]
-    return [{"SCORES": False}] if kernel == "probabilities" else [{}]
+    """The compile-time options that the backend uses, the dearest last."""
+    of_one_view = [{"PAIR": mode == 4, "MODE": mode, "GIVEN_PRIOR": False} for mode in (0, 1, 4)]
+    given_weights = {"PAIR": False, "MODE": 5, "GIVEN_PRIOR": False}
+    of_the_loss = [
+        {"PAIR": True, "MODE": mode, "GIVEN_PRIOR": given} for mode, given in ((2, False), (2, True), (3, True))
+    ]
+    return {
+        "column_sums": [{"LOGS": False}, {"LOGS": True}],
+        "row_sums": [
+            {"PAIR": pair, "LOGS": logs, "GIVEN_PRIOR": logs}
+            for pair, logs in ((False, False), (True, False), (True, True))
+        ],
+        "weighted_codes": of_the_loss,
+        "weighted_codes_one": of_one_view,
+        "weighted_codes_given": [given_weights],
+        "chunk_weights": [given_weights, *of_one_view, *of_the_loss],
+        "probabilities": [{"SCORES": True}, {"SCORES": False}],
+    }.get(kernel, [{}])
 
 
 # The kernels of triton_rows.py and triton_bits.py: (module, kernel, compile-time arguments, pointers that are not float32).
@@ -161,7 +169,7 @@ def compile_variant(variant: Variant) -> dict[str, Any]:
     from triton.backends.compiler import GPUTarget
 
     module = importlib.import_module(f"cplearn_kernels.backends.{module_of(variant)}")
-    kernel = getattr(module, variant.kernel.removesuffix("_one"))
+    kernel = getattr(module, variant.kernel.removesuffix("_one").removesuffix("_given"))
     if variant.rows == 0:
         constants, special = _SMALL[dict(variant.options)["number"]][2:]
         types, pointers = {**_SMALL_TYPES, **special}, _SMALL_POINTERS

@@ -116,9 +116,9 @@ def _pass(kernel: str, form: str):
 
     import cplearn_kernels as cpk
     from cplearn_kernels.backends import triton_batch
-    from cplearn_kernels.backends.triton_modes import REVERSE_KL, SECOND
-    from cplearn_kernels.backends.triton_sums import weighted_codes
     from cplearn_kernels.backends.triton_codes import codes_of
+    from cplearn_kernels.backends.triton_modes import GIVEN, REVERSE_KL, SECOND
+    from cplearn_kernels.backends.triton_sums import weighted_codes
 
     kronecker = form.startswith("kronecker")
     f = 1024 if form == "codes-grouped" else int(form.split("-")[1])
@@ -134,11 +134,14 @@ def _pass(kernel: str, form: str):
     batch.finish_row_sums(state, 1.0)
     out = torch.empty(n, 1 << 16, device="cuda")
     both = 2 * n * c
+    few = triton_batch.Batch(views[:1], codes_of(type(dictionary)(f, 1 << 16), views[0].device), [factor])
+    given = torch.rand(n, 1 << 16, device="cuda")
     return {
         "best_codes": (batch.find_best, both),
         "column_sums": (lambda: batch.columns(0, c, REVERSE_KL), both),
         "row_sums": (lambda: batch.row_sums(state, 0, c, slopes, REVERSE_KL), both),
         "weighted_codes_one": (lambda: weighted_codes(batch, SECOND, lambda *_: batch.rows), both // 2),
+        "weighted_codes_given": (lambda: weighted_codes(few, GIVEN, None, given=(given, given)), n << 16),
         "probabilities": (lambda: batch.probabilities(out, 0, 1 << 16), n << 16),
     }.get(kernel, (lambda: weighted_codes(batch, REVERSE_KL, lambda *_: slopes, 1.0), both))
 

@@ -25,6 +25,8 @@ DICTIONARIES_OF_OPERATORS = {**DICTIONARIES, "dense ±1": cpk.DenseDictionary(DI
 PATHS = [("cpu", "hadamard", torch.float32), ("cpu", "hadamard", torch.float16), ("torch", "hadamard", torch.bfloat16)]
 PATHS += [("cpu", "rademacher", torch.float32), ("cpu", "dense ±1", torch.float32)]
 PATHS += [("torch", kind, torch.float64) for kind in DICTIONARIES] + [("", "hadamard", torch.float32)]
+# Where there is a GPU its kernels do not take these tensors on the CPU.
+PATHS += [("triton", "hadamard", torch.float32)] if "interpreter" in cpk.backends()["triton"].reason else []
 
 
 def check(operator, *arguments):

@@ -90,6 +90,7 @@ def test_wheel_holds_the_package_alone(wheel):
     tops = {name.split("/")[0] for name in names}
     assert tops == {"cplearn_kernels", next(top for top in tops if top.endswith(".dist-info"))}
     assert {name for name in names if name.endswith(".py")} == sources("cplearn_kernels", "*.py")
+    assert "cplearn_kernels/backends/triton_configurations.json" in names
     core = [name for name in names if name.endswith((".so", ".pyd"))]
     assert len(core) == 1 and core[0].startswith("cplearn_kernels/_core.")
     assert not any(name.endswith((".h", ".cpp", ".txt.in")) for name in names)

@@ -67,7 +67,7 @@ def _parity(x):
     return (x & 1).to(tl.uint32)
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "first", "count"])
+@triton.jit(do_not_specialize=["key0", "key1", "first", "count", "groups"])
 def pack_codes(out, sylvester, key0, key1, first, count, groups, F: tl.constexpr, KIND: tl.constexpr,
                BLOCK: tl.constexpr):  # fmt: skip
     """The sign bits of codes `first` … `first + count - 1`: int32 (count, 4 * groups), bit k mod 32 of word k div 32.
@@ -97,7 +97,7 @@ def pack_codes(out, sylvester, key0, key1, first, count, groups, F: tl.constexpr
     tl.store(at + 3, w3.to(tl.int32, bitcast=True), mask=inside)
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "first_block"])
+@triton.jit(do_not_specialize=["key0", "key1", "first_block", "num_words"])
 def pack_block_signs(out, coordinates, key0, key1, first_block, num_words, F: tl.constexpr, BLOCK: tl.constexpr):
     """The sign vectors of Hadamard blocks from `first_block` on, a bit per position: int32 (blocks, F / 32).
 
@@ -127,7 +127,7 @@ def code_signs(code, k, positions, packed, words, key0, key1, F: tl.constexpr, K
     return 1.0 - 2.0 * bit.to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "first", "count"])
+@triton.jit(do_not_specialize=["key0", "key1", "first", "count", "words"])
 def dense_codes(out, positions, packed, words, key0, key1, first, count, f, F: tl.constexpr, KIND: tl.constexpr,
                 BLOCK: tl.constexpr):  # fmt: skip
     """Codes as float32 (count, f), one program per code: what the tests hold against `Dictionary.to_dense`."""

@@ -1,7 +1,7 @@
 """Which tile sizes and how many warps each Triton kernel runs with: a table per architecture, and a rule for the rest.
 
 The table is data (triton_configurations.json): architecture -> kernel -> form -> {"rows": BM, "codes": BN, "warps",
-"stages"}; "how" says which entries were measured and which counted; for "largest_block" and "verified" see below.
+"stages"}; "how" says which entries were measured, counted or taken from the rule; for "largest_block" and "verified" see below.
 `python -m bench.tune` measures candidates on a GPU, or counts instructions without one, and writes it.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 TABLE = Path(__file__).with_suffix(".json")
-KERNELS = ("best_codes", "column_sums", "row_sums", "weighted_codes", "weighted_codes_one", "chunk_weights",
+KERNELS = ("best_codes", "column_sums", "row_sums", "weighted_codes", "weighted_codes_one", "weighted_codes_given", "chunk_weights",
            "weighted_chunk", "probabilities")  # fmt: skip
 
 
@@ -94,11 +94,14 @@ def rule(arch: str, kernel: str, form: str) -> Configuration:
     if form.startswith("kronecker"):
         block = int(form.split("-")[1])
         elements = 32768 if arch == "interpreter" else 4096 if block < 2048 else 8192
-        rows = max(1, elements // views // block)
-        return Configuration(rows, block, (4 if elements == 4096 else 8) // lanes)
+        warps = 4 if elements == 4096 else 8
+        rows = max(1, elements // views // block // (2 if kernel == "weighted_codes_given" else 1))
+        return Configuration(rows, block, warps // lanes)
     if arch == "interpreter":
         return Configuration(128, 128, 4)
-    return Configuration(32, 128 if kernel in ("chunk_weights", "weighted_chunk") else 64, 4 // lanes)
+    # Addresses of given weights take registers too.
+    rows = 16 if kernel == "weighted_codes_given" else 32
+    return Configuration(rows, 128 if kernel in ("chunk_weights", "weighted_chunk") else 64, 4 // lanes)
 
 
 def _at_most(found: Configuration, form: str, n: int) -> Configuration:

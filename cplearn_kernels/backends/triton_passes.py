@@ -93,7 +93,7 @@ def probability(s, rows, total, row, BM: tl.constexpr):
     return p, d + constant(rows, SHIFT, total, row, BM)[:, None]
 
 
-@triton.jit(do_not_specialize=["start", "span", "tiles_per_split"])
+@triton.jit(do_not_specialize=["start", "span", "tiles_per_split", "words"])
 def best_codes(high, low, rows, best_out, others_out, code_out, table, words, total, start, span,
                tiles_per_split, BM: tl.constexpr, BN: tl.constexpr, A: tl.constexpr, K: tl.constexpr,
                GROUPS: tl.constexpr, KRONECKER: tl.constexpr):  # fmt: skip
@@ -139,7 +139,7 @@ def best_codes(high, low, rows, best_out, others_out, code_out, table, words, to
     tl.store(code_out + at, code)
 
 
-@triton.jit(do_not_specialize=["span", "rows_per_split"])
+@triton.jit(do_not_specialize=["span", "rows_per_split", "n", "words"])
 def column_sums(high, low, rows, sums_out, best_out, table, words, total, n, n_pad, span, rows_per_split,
                 LOGS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, A: tl.constexpr,
                 K: tl.constexpr, GROUPS: tl.constexpr, KRONECKER: tl.constexpr):  # fmt: skip
@@ -185,7 +185,7 @@ def special(best_a, best_b, tile, span, BN: tl.constexpr):
     return ((first + BN > span).to(tl.int32) + tl.max(here.to(tl.int32), 0)) > 0
 
 
-@triton.jit(do_not_specialize=["start", "span", "slope_stride", "tiles_per_split", "uniform"])
+@triton.jit(do_not_specialize=["start", "span", "slope_stride", "tiles_per_split", "uniform", "words"])
 def row_sums(high, low, rows, best, slopes, prior, centre_out, target_out, table, words, total, n_pad,
              start, span, slope_stride, tiles_per_split, uniform, PAIR: tl.constexpr, LOGS: tl.constexpr,
              GIVEN_PRIOR: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, A: tl.constexpr, K: tl.constexpr,
@@ -257,7 +257,7 @@ def row_sums(high, low, rows, best, slopes, prior, centre_out, target_out, table
         tl.store(target_out + at + n_pad, target_b)
 
 
-@triton.jit(do_not_specialize=["span", "out_stride"])
+@triton.jit(do_not_specialize=["span", "out_stride", "num_rows", "words"])
 def probabilities(high, low, rows, out, table, words, total, num_rows, span, out_stride,
                   SCORES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, A: tl.constexpr,
                   K: tl.constexpr, GROUPS: tl.constexpr, KRONECKER: tl.constexpr):  # fmt: skip

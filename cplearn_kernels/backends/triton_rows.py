@@ -46,7 +46,7 @@ def prepare_rows(h1, h2, coordinates, high, low, rows, n_pad, total, row_stride_
     tl.store(rows + SCALE * total + view * n_pad + row, tl.where(bad, float("nan"), down))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def merge_best(best_in, others_in, code_in, best, others, code, total, splits, FIRST: tl.constexpr,
                BLOCK: tl.constexpr):  # fmt: skip
     """Joins the splits' (best, others, code), in order, with what earlier spans left; of equals the first stays."""
@@ -84,7 +84,7 @@ def _log1p(x):
     return tl.where(x < 0.01, small, tl.log(1.0 + x))
 
 
-@triton.jit(do_not_specialize=["log2_codes"])
+@triton.jit(do_not_specialize=["log2_codes", "n"])
 def row_constants(best, others, rows, n, n_pad, total, log2_codes, BLOCK: tl.constexpr):
     """BEST, INVERSE_SUM, SHIFT, LOG_SUM of each row; NaN where the row is not finite, INVERSE_SUM 0 in padding."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -101,7 +101,7 @@ def row_constants(best, others, rows, n, n_pad, total, log2_codes, BLOCK: tl.con
     tl.store(rows + LOG_SUM * total + row, log_sum, mask=inside)
 
 
-@triton.jit(do_not_specialize=["key0", "key1"])
+@triton.jit(do_not_specialize=["key0", "key1", "words"])
 def products_at_best(high, low, rows, code, out, coordinates, positions, packed, words, key0, key1, n_pad, total, K,
                      F: tl.constexpr, KIND: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """The partner row's logit (in powers of two) at each row's best code; grid (n, views)."""
@@ -118,7 +118,7 @@ def products_at_best(high, low, rows, code, out, coordinates, positions, packed,
     tl.store(out + row, tl.sum(x * signs, 0) * tl.load(rows + SCALE * total + partner))
 
 
-@triton.jit(do_not_specialize=["n_inverse", "codes_over_n", "uniform", "span", "slope_stride"])
+@triton.jit(do_not_specialize=["n_inverse", "codes_over_n", "uniform", "span", "slope_stride", "splits"])
 def finish_columns(sums, best, prior, slopes, prior_sums, splits, span, slope_stride, n_inverse, codes_over_n, uniform,
                    MODE: tl.constexpr, GIVEN_PRIOR: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """p̄ of each code and what the loss needs of it. Grid (blocks of codes, views).
@@ -163,7 +163,7 @@ def finish_columns(sums, best, prior, slopes, prior_sums, splits, span, slope_st
         tl.store(prior_sums + view * tl.num_programs(0) + tl.program_id(0), tl.sum(term, 0))
 
 
-@triton.jit(do_not_specialize=["start", "span", "slope_stride", "uniform"])
+@triton.jit(do_not_specialize=["start", "span", "slope_stride", "uniform", "splits"])
 def merge_row_sums(centre_in, target_in, centre, target, best_weight, slopes, prior, code, rows, splits, total, n_pad,
                    start, span, slope_stride, uniform, PAIR: tl.constexpr, LOGS: tl.constexpr,
                    GIVEN_PRIOR: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
@@ -199,7 +199,7 @@ def merge_row_sums(centre_in, target_in, centre, target, best_weight, slopes, pr
     tl.store(best_weight + row, tl.where(here, found.to(tl.float64), weight), mask=inside)
 
 
-@triton.jit(do_not_specialize=["beta"])
+@triton.jit(do_not_specialize=["beta", "n"])
 def finish_row_sums(centre, target, best_weight, others, at_best, rows, best_share, invariance, n, n_pad, total, beta,
                     PAIR: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """CENTRE and TARGET of each row, the weight of its best code, and its term of the invariance (ln).
@@ -234,7 +234,7 @@ def finish_row_sums(centre, target, best_weight, others, at_best, rows, best_sha
     tl.store(best_share + row, share, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def merge_weighted(sums_in, sums, stride, elements, splits, FIRST: tl.constexpr, BLOCK: tl.constexpr):
     """Adds the splits' sums of weighted codes, in order, in float64."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -247,7 +247,7 @@ def merge_weighted(sums_in, sums, stride, elements, splits, FIRST: tl.constexpr,
     tl.store(sums + at, value, mask=inside)
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "factor"])
+@triton.jit(do_not_specialize=["key0", "key1", "factor", "words"])
 def finish_sums(sums, best_share, code, positions, out_1, out_2, packed, words, key0, key1, n_pad, f, K, factor,
                 F: tl.constexpr, KIND: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """`factor * (sums + best_share * w_best)` in the order of the coordinates: float32 (n, f) per view.

@@ -8,7 +8,7 @@ import triton
 from . import triton_rows as rows
 from . import triton_weights as kernels
 from .triton_batch import LOG2_E, Batch, floor_power, launch_options
-from .triton_modes import CROSS_ENTROPY, REVERSE_KL
+from .triton_modes import CROSS_ENTROPY, GIVEN, REVERSE_KL
 
 # Weights of codes that are held at a time where sums do not fit in registers.
 _CHUNK_ELEMENTS = 1 << 23
@@ -46,7 +46,8 @@ def _weight_arrays(slopes, span_start, first, count, prior_probs, given):
 
 def _add_in_registers(batch, start, length, slopes, mode, beta, prior_probs, given):
     both = mode in (REVERSE_KL, CROSS_ENTROPY)
-    config, codes = batch.config("weighted_codes" if both else "weighted_codes_one"), batch.codes
+    kernel = "weighted_codes" if both else "weighted_codes_given" if mode == GIVEN else "weighted_codes_one"
+    config, codes = batch.config(kernel), batch.codes
     row_tiles = batch.n_pad // config.rows
     all_parts = []
     for first, count, table in batch.pieces(start, length):

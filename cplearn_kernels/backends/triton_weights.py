@@ -85,7 +85,20 @@ def _tile_weights(s_a, s_b, tile, rows, best, slopes, prior, total, row_a, row_b
     return x_a, x_b
 
 
-@triton.jit(do_not_specialize=["start", "span", "slope_stride", "tiles_per_split", "uniform", "beta", "beta_ln2"])
+@triton.jit(
+    do_not_specialize=[
+        "start",
+        "span",
+        "slope_stride",
+        "tiles_per_split",
+        "uniform",
+        "beta",
+        "beta_ln2",
+        "num_rows",
+        "num_codes",
+        "words",
+    ]
+)
 def weighted_codes(high, low, rows, best, slopes, prior, sums_out, table, words, total, n_pad, start, span,
                    slope_stride, tiles_per_split, uniform, beta, beta_ln2, num_rows, num_codes, PAIR: tl.constexpr,
                    MODE: tl.constexpr, GIVEN_PRIOR: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, A: tl.constexpr,
@@ -132,7 +145,9 @@ def weighted_codes(high, low, rows, best, slopes, prior, sums_out, table, words,
         tl.store(out + n_pad.to(tl.int64) * K + at, sum_b)
 
 
-@triton.jit(do_not_specialize=["start", "span", "slope_stride", "uniform", "beta", "beta_ln2"])
+@triton.jit(
+    do_not_specialize=["start", "span", "slope_stride", "uniform", "beta", "beta_ln2", "num_rows", "num_codes", "words"]
+)
 def chunk_weights(high, low, rows, best, slopes, prior, high_out, low_out, scale_out, table, words, total,
                   n_pad, start, span, slope_stride, chunk, uniform, beta, beta_ln2, num_rows, num_codes,
                   PAIR: tl.constexpr, MODE: tl.constexpr, GIVEN_PRIOR: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -165,7 +180,7 @@ def chunk_weights(high, low, rows, best, slopes, prior, high_out, low_out, scale
         tl.store(scale_out + row.to(tl.int64) * tl.num_programs(1) + tile, down)
 
 
-@triton.jit(do_not_specialize=["span", "tiles_per_split"])
+@triton.jit(do_not_specialize=["span", "tiles_per_split", "words"])
 def weighted_chunk(x_high, x_low, scales, sums_out, table, words, total, span, chunk, tiles_per_split,
                    BM: tl.constexpr, BN: tl.constexpr, GROUPS: tl.constexpr):  # fmt: skip
     """Adds `sum_j x_j w_j` over a chunk's codes to (splits, R, 128 * GROUPS): grid (row tiles, groups, splits).
