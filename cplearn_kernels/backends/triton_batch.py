@@ -20,7 +20,7 @@ from .triton_codes import KRONECKER, PACKED, Codes
 from .triton_modes import CROSS_ENTROPY
 
 SPAN = 1 << 22  # codes whose column sums are held at a time
-_TABLE_WORDS = 1 << 24  # sign bits of codes that are held at a time, in 32-bit words
+_TABLE_WORDS = 1 << 22  # sign bits of codes that are held at a time, in 32-bit words
 _SHORTEST_PIECE = 8192  # the largest Hadamard block
 _MAX_ROWS = 128
 _BLOCK = 128
@@ -67,7 +67,10 @@ class Batch:
 
     def pieces(self, start: int = 0, length: int | None = None, size: int | None = None):
         """Yield (start, length, table) over the codes of a span (all by default), for one launch each."""
-        size = size or max(_SHORTEST_PIECE, min(SPAN, floor_power(_TABLE_WORDS // self.codes.words)))
+        if size is None:
+            # Blocks' signs take one bit per code, and a dense dictionary brings its bits along.
+            made = self.codes.kind not in (KRONECKER, PACKED)
+            size = max(_SHORTEST_PIECE, min(SPAN, floor_power(_TABLE_WORDS // self.codes.words))) if made else SPAN
         for first, count in _cut(start, self.codes.num_codes if length is None else length, size):
             yield first, count, self.table(first, count)
 
