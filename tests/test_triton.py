@@ -54,6 +54,7 @@ def short_pieces(monkeypatch):
     monkeypatch.setattr(triton_backend, "SPAN", 512)
     monkeypatch.setattr(triton_batch, "_TABLE_WORDS", 1)
     monkeypatch.setattr(triton_sums, "_CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(triton_sums, "_FLUSH_TILES", 1)
     monkeypatch.setattr(triton_batch, "_SHORTEST_PIECE", 512)
 
 

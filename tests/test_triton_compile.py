@@ -56,7 +56,7 @@ def test_the_table_has_an_entry_for_every_kernel_and_form(arch):
         for form in FORMS:
             if triton_resources.is_used(kernel, form, arch):
                 assert form in entries[kernel], (kernel, form)
-                assert entries["how"][f"{kernel} {form}"] in ("counted", "measured", "ruled")
+                assert entries["how"][f"{kernel} {form}"] in ("counted", "measured", "ruled", "as sm_90")
 
 
 def test_only_architectures_with_a_record_are_verified():

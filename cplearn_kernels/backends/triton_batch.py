@@ -63,7 +63,7 @@ class Batch:
 
     def spans(self):
         """Yield (start, length) of the stretches of codes whose column sums are held together."""
-        return _cut(0, self.codes.num_codes, SPAN)
+        return cut(0, self.codes.num_codes, SPAN)
 
     def pieces(self, start: int = 0, length: int | None = None, size: int | None = None):
         """Yield (start, length, table) over the codes of a span (all by default), for one launch each."""
@@ -71,7 +71,7 @@ class Batch:
             # Blocks' signs take one bit per code, and a dense dictionary brings its bits along.
             made = self.codes.kind not in (KRONECKER, PACKED)
             size = max(_SHORTEST_PIECE, min(SPAN, floor_power(_TABLE_WORDS // self.codes.words))) if made else SPAN
-        for first, count in _cut(start, self.codes.num_codes if length is None else length, size):
+        for first, count in cut(start, self.codes.num_codes if length is None else length, size):
             yield first, count, self.table(first, count)
 
     def table(self, start: int, count: int) -> torch.Tensor:
@@ -82,6 +82,11 @@ class Batch:
         if self._table is None or self._table[:2] != (start, count):
             self._table = (start, count, self._packed_bits(start, count))
         return self._table[2]
+
+    def table_row(self, offset: int) -> int:
+        """Where the codes from `offset` on begin in a piece's table; `offset` a multiple of the block size."""
+        codes = self.codes
+        return offset // codes.block * codes.words if codes.kind == KRONECKER else offset
 
     def _packed_bits(self, start: int, count: int) -> torch.Tensor:
         codes = self.codes
@@ -309,7 +314,7 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
-def _cut(start: int, length: int, size: int):
+def cut(start: int, length: int, size: int):
     """Yield (start, length) of pieces of at most `size`."""
     for first in range(start, start + length, size):
         yield first, min(size, start + length - first)

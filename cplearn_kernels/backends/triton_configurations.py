@@ -1,7 +1,8 @@
 """Which tile sizes and how many warps each Triton kernel runs with: a table per architecture, and a rule for the rest.
 
 The table is data (triton_configurations.json): architecture -> kernel -> form -> {"rows": BM, "codes": BN, "warps",
-"stages"}; "how" says which entries were measured, counted or taken from the rule; for "largest_block" and "verified" see below.
+"stages"}; "how" says which entries were measured, counted, or taken from elsewhere; for "largest_block" and "verified"
+see below.
 `python -m bench.tune` measures candidates on a GPU, or counts instructions without one, and writes it.
 """
 

@@ -7,11 +7,13 @@ import triton
 
 from . import triton_rows as rows
 from . import triton_weights as kernels
-from .triton_batch import LOG2_E, Batch, floor_power, launch_options
+from .triton_batch import LOG2_E, Batch, cut, floor_power, launch_options
 from .triton_modes import CROSS_ENTROPY, GIVEN, REVERSE_KL
 
 # Weights of codes that are held at a time where sums do not fit in registers.
 _CHUNK_ELEMENTS = 1 << 23
+# Tiles whose sum is formed in float32; what comes of them is added in float64.
+_FLUSH_TILES = 32
 
 
 def weighted_codes(batch: Batch, mode: int, slopes_of, beta: float = 0.0, prior_probs=None, given=None) -> torch.Tensor:
@@ -22,18 +24,22 @@ def weighted_codes(batch: Batch, mode: int, slopes_of, beta: float = 0.0, prior_
         slopes_of: (start, length) of a span -> its (views, length) array of the mode.
         given: for GIVEN, the arrays P and V of shape `(n, c)`.
     """
-    both = mode in (REVERSE_KL, CROSS_ENTROPY)
-    elements = (batch.total if both or batch.views == 1 else batch.n_pad) * batch.codes.width
     sums = batch.empty(batch.total, batch.codes.width, dtype=torch.float64)
     add = _add_grouped if batch.codes.groups > 1 else _add_in_registers
     for start, length in batch.spans():
         slopes = given[0] if given else slopes_of(start, length)
-        parts = add(batch, start, length, slopes, mode, beta, prior_probs, given)
-        with batch.on_device():
-            rows.merge_weighted[(triton.cdiv(elements, 1024),)](
-                parts, sums, batch.total * batch.codes.width, elements, parts.shape[0], FIRST=start == 0, BLOCK=1024
-            )
+        add(batch, sums, start, length, slopes, mode, beta, prior_probs, given)
     return sums
+
+
+def _merge(batch, sums, parts, mode, first: bool) -> None:
+    """Adds the splits' parts to `sums` in float64; `first` overwrites what was there."""
+    both = mode in (REVERSE_KL, CROSS_ENTROPY)
+    elements = (batch.total if both or batch.views == 1 else batch.n_pad) * batch.codes.width
+    with batch.on_device():
+        rows.merge_weighted[(triton.cdiv(elements, 1024),)](
+            parts, sums, batch.total * batch.codes.width, elements, parts.shape[0], FIRST=first, BLOCK=1024
+        )
 
 
 def _weight_arrays(slopes, span_start, first, count, prior_probs, given):
@@ -44,30 +50,31 @@ def _weight_arrays(slopes, span_start, first, count, prior_probs, given):
     return slopes[:, first - span_start :], prior, slopes.stride(0)
 
 
-def _add_in_registers(batch, start, length, slopes, mode, beta, prior_probs, given):
+def _add_in_registers(batch, sums, start, length, slopes, mode, beta, prior_probs, given) -> None:
     both = mode in (REVERSE_KL, CROSS_ENTROPY)
     kernel = "weighted_codes" if both else "weighted_codes_given" if mode == GIVEN else "weighted_codes_one"
     config, codes = batch.config(kernel), batch.codes
     row_tiles = batch.n_pad // config.rows
-    all_parts = []
-    for first, count, table in batch.pieces(start, length):
-        slope, prior, stride = _weight_arrays(slopes, start, first, count, prior_probs, given)
-        splits, per_split = batch.splits(row_tiles, triton.cdiv(count, config.codes))
-        parts = batch.empty(splits, batch.total, codes.width)
-        shape = batch.shape(config)
-        del shape["GROUPS"]
-        with batch.on_device():
-            kernels.weighted_codes[(row_tiles, splits)](
-                batch.high, batch.low, batch.rows, batch.code, slope, prior, parts, table, codes.words, batch.total,
-                batch.n_pad, first, count, stride, per_split, 1.0 / codes.num_codes, beta, beta / LOG2_E, batch.n,
-                codes.num_codes, PAIR=batch.views == 2, MODE=mode, GIVEN_PRIOR=prior_probs is not None, **shape,
-                **launch_options(config),
-            )  # fmt: skip
-        all_parts.append(parts)
-    return all_parts[0] if len(all_parts) == 1 else torch.cat(all_parts)
+    shape = batch.shape(config)
+    del shape["GROUPS"]
+    most = batch.splits(row_tiles, codes.num_codes)[0] * _FLUSH_TILES * config.codes
+    for piece, size, whole_table in batch.pieces(start, length):
+        for first, count in cut(piece, size, most):
+            slope, prior, stride = _weight_arrays(slopes, start, first, count, prior_probs, given)
+            table = whole_table[batch.table_row(first - piece) :]
+            splits, per_split = batch.splits(row_tiles, triton.cdiv(count, config.codes))
+            parts = batch.empty(splits, batch.total, codes.width)
+            with batch.on_device():
+                kernels.weighted_codes[(row_tiles, splits)](
+                    batch.high, batch.low, batch.rows, batch.code, slope, prior, parts, table, codes.words,
+                    batch.total, batch.n_pad, first, count, stride, per_split, 1.0 / codes.num_codes, beta,
+                    beta / LOG2_E, batch.n, codes.num_codes, PAIR=batch.views == 2, MODE=mode,
+                    GIVEN_PRIOR=prior_probs is not None, **shape, **launch_options(config),
+                )  # fmt: skip
+            _merge(batch, sums, parts, mode, first == 0)
 
 
-def _add_grouped(batch, start, length, slopes, mode, beta, prior_probs, given):
+def _add_grouped(batch, sums, start, length, slopes, mode, beta, prior_probs, given) -> None:
     """As `_add_in_registers`, where a row's sums do not fit: weights of a chunk of codes to memory, then products."""
     both, codes = mode in (REVERSE_KL, CROSS_ENTROPY), batch.codes
     making, adding = batch.config("chunk_weights"), batch.config("weighted_chunk")
@@ -78,6 +85,8 @@ def _add_grouped(batch, start, length, slopes, mode, beta, prior_probs, given):
     scales = batch.empty(batch.total, chunk // tile)
     row_tiles = (batch.total if both else batch.n_pad) // adding.rows
     splits, per_split = batch.splits(row_tiles * codes.groups, chunk // tile)
+    if per_split > _FLUSH_TILES:
+        splits, per_split = triton.cdiv(chunk // tile, _FLUSH_TILES), _FLUSH_TILES
     parts = batch.zeros(splits, batch.total, codes.width)
     for first, count, table in batch.pieces(start, length, chunk):
         slope, prior, stride = _weight_arrays(slopes, start, first, count, prior_probs, given)
@@ -92,4 +101,4 @@ def _add_grouped(batch, start, length, slopes, mode, beta, prior_probs, given):
                 x_high, x_low, scales, parts, table, codes.words, batch.total, count, chunk, per_split,
                 BM=adding.rows, BN=tile, GROUPS=codes.groups, **launch_options(adding),
             )  # fmt: skip
-    return parts
+    _merge(batch, sums, parts, mode, start == 0)
