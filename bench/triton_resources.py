@@ -339,9 +339,9 @@ def main(arguments: list[str] | None = None) -> int:
     print(table(records))
     import triton
 
-    chosen.json.write_text(
-        json.dumps({"schema": 1, "triton": triton.__version__, "variants": records}, indent=1) + "\n"
-    )
+    lines = ",\n".join(json.dumps(record) for record in records)
+    head = f'{{"schema": 1, "triton": {json.dumps(triton.__version__)}, "variants": ['
+    chosen.json.write_text(f"{head}\n{lines}\n]}}\n")
     bad = sum(problem(record) is not None for record in records)
     print(f"{len(records)} variants, {bad} with a problem")
     return 1 if bad else 0
