@@ -316,6 +316,13 @@ def test_what_it_cannot_serve_is_said():
             select("triton", "assign", dictionary, rows)
 
 
+def test_an_old_triton_is_refused(monkeypatch):
+    monkeypatch.setattr(triton_backend.triton, "__version__", "3.5.1")
+    assert triton_backend.unavailable() == "it needs Triton 3.6 or later, found 3.5.1"
+    monkeypatch.setattr(triton_backend.triton, "__version__", "3.10.0+git1")
+    assert triton_backend.unavailable() is None
+
+
 def test_it_must_be_named_where_its_tests_have_not_run():
     dictionary = make_dictionary("hadamard", 33, 100)
     assert triton_backend.reservation(dictionary, DEVICE) is not None or configurations.architecture(

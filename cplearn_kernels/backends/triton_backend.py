@@ -34,6 +34,8 @@ FUNCTIONS = (
     "cplearn_loss", "projector_softmax", "projector_logsumexp", "expected_code", "mean_assignment", "assign",
 )  # fmt: skip
 
+# The oldest version that the kernels have been compiled with.
+_OLDEST = (3, 6)
 _MAX_FEATURES = 8192
 _MAX_CODES = 1 << 30
 _LOG2_E = 1.4426950408889634
@@ -46,6 +48,8 @@ def unavailable() -> str | None:
     """Why this backend cannot run on this machine, or None."""
     if triton is None:
         return f"Triton cannot be imported: {_import_error}"
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < _OLDEST:
+        return f"it needs Triton {'.'.join(map(str, _OLDEST))} or later, found {triton.__version__}"
     if _interpreted() or torch.cuda.is_available():
         return None
     return "no GPU that PyTorch can use (TRITON_INTERPRET=1 runs it on CPU tensors, for tests)"
