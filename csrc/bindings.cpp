@@ -8,6 +8,9 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#ifndef CPK_WITHOUT_CUDA
+#include "cuda/bindings.h"
+#endif
 #include "philox.h"
 
 namespace py = pybind11;
@@ -134,4 +137,10 @@ PYBIND11_MODULE(_core, m) {
   m.def("mean_assignment", &of_rows<&cplearn::Kernels::mean_assignment>);
   m.def("mean_assignment_backward", &backward_of_rows<&cplearn::Kernels::mean_assignment_backward>);
   m.def("assign", &assign);
+#ifdef CPK_WITHOUT_CUDA
+  m.attr("without_cuda") = CPK_WITHOUT_CUDA;
+#else
+  py::module_ cuda = m.def_submodule("cuda", "The CUDA kernels; addresses on the device.");
+  cplearn::cuda::bind(cuda);
+#endif
 }

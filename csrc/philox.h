@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "codes.h"
+
 namespace cplearn {
 
 // Last counter word: keeps the uses of one seed apart.
@@ -15,7 +17,7 @@ struct PhiloxWords {
   uint32_t word[4];
 };
 
-static inline PhiloxWords philox4x32_10(PhiloxWords counter, uint32_t key0, uint32_t key1) {
+CPK_SHARED_FUNCTION PhiloxWords philox4x32_10(PhiloxWords counter, uint32_t key0, uint32_t key1) {
   uint32_t c0 = counter.word[0], c1 = counter.word[1], c2 = counter.word[2], c3 = counter.word[3];
   for (int round = 0; round < 10; ++round) {
     const uint64_t product0 = uint64_t{kPhiloxMultiplier0} * c0;
@@ -31,7 +33,7 @@ static inline PhiloxWords philox4x32_10(PhiloxWords counter, uint32_t key0, uint
 }
 
 // The 128 sign bits of coordinates 128 * group … 128 * group + 127 of vector `index`: bit k mod 128, 1 means -1.
-static inline PhiloxWords sign_words(uint64_t seed, PhiloxStream stream, uint64_t index, uint32_t group) {
+CPK_SHARED_FUNCTION PhiloxWords sign_words(uint64_t seed, PhiloxStream stream, uint64_t index, uint32_t group) {
   return philox4x32_10({{uint32_t(index), uint32_t(index >> 32), group, uint32_t(stream)}}, uint32_t(seed),
                        uint32_t(seed >> 32));
 }

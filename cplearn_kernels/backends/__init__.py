@@ -8,14 +8,11 @@ import types
 import torch
 
 from ..dictionary import Dictionary
-from . import cpu, torch_chunked, triton_backend
+from . import cpu, cuda, torch_chunked, triton_backend
 
 # Fastest first: the order in which a call without a named backend tries them.
-_IMPLEMENTED = {cpu.NAME: cpu, triton_backend.NAME: triton_backend, torch_chunked.NAME: torch_chunked}
-_PLANNED = {
-    "cuda": "its GPU kernels are not part of this version",
-}
-NAMES = ("reference", *_IMPLEMENTED, *_PLANNED)
+_IMPLEMENTED = {module.NAME: module for module in (cpu, cuda, triton_backend, torch_chunked)}
+NAMES = ("reference", *_IMPLEMENTED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +74,6 @@ def backends() -> Backends:
             )
         else:
             found[name] = BackendInfo(name, False, reason)
-    for name, reason in _PLANNED.items():
-        found[name] = BackendInfo(name, False, reason)
     return found
 
 
@@ -100,8 +95,6 @@ def select(name: str | None, function: str, dictionary: Dictionary, h: torch.Ten
             for module in _IMPLEMENTED.values()
             if _objection(module, function, dictionary, h) is None and module.reservation(dictionary, h.device) is None
         )
-    if name in _PLANNED:
-        raise RuntimeError(f"backend {name!r} cannot run: {_PLANNED[name]}")
     module = _IMPLEMENTED[name]
     objection = _objection(module, function, dictionary, h)
     if objection is not None:

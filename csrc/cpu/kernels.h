@@ -3,20 +3,9 @@
 
 #include <cstdint>
 
+#include "../codes.h"
+
 namespace cplearn {
-
-enum class CodeKind : int { kHadamard = 0, kRademacher = 1, kPacked = 2 };
-
-// A dictionary of ±1 codes.
-struct Codes {
-  CodeKind kind;
-  int64_t num_features;
-  int64_t num_codes;
-  uint64_t seed;              // Hadamard, Rademacher
-  int log2_block;             // Hadamard: a block holds 2^log2_block codes
-  const int32_t* positions;   // Hadamard: positions[k] is the place of coordinate k in a block
-  const uint32_t* packed;     // packed: (num_codes, ceil(num_features / 32)) words; bit k % 32 of word k / 32, 1 is -1
-};
 
 // Embeddings: `rows` contiguous rows of codes.num_features floats.
 struct Batch {
@@ -32,8 +21,6 @@ struct Run {
 };
 
 struct Interrupted {};
-
-enum class Prior : int { kReverseKL = 0, kCrossEntropy = 1 };
 
 struct LossRequest {
   double temperature;

@@ -61,8 +61,8 @@ struct Columns {
       const double sum = sum_lanes(total);
       const double probability = q != nullptr ? double(q[j]) : 1.0 / double(num_codes);
       column_max[j] = top;
-      g[j] = float(-probability * double(rows) / sum);
-      prior -= probability * (kLn2 * (top + log2(sum)) - log(double(rows)) - log(double(num_codes)));
+      g[j] = float(cross_entropy_slope(probability, double(rows), sum));
+      prior += cross_entropy_term(probability, double(rows), double(num_codes), top, sum);
     }
     return prior;
   }

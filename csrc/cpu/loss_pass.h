@@ -208,9 +208,8 @@ class LossPass {
     double best_p[kLanes], inverse_mass[kLanes], best_weight[kLanes], weight_sum[kLanes];
   };
 
-  // `1/(2 n temperature) [E - (sigma - beta t) B + beta (B - B')]`, B' the partner's, each row's best code put back.
-  // B is divided by the sum of the rounded p: `sum_j x_j (w_j - B)` needs weights that sum to 1, and
-  // `sigma - beta t` is the sum of the rounded x: both matter where equal codes share a row's mass.
+  // `1/(2 n temperature) [E - (sigma - beta t) B + beta (B - B')]`, B' the partner's, each row's best code put back:
+  // best_share and what follows it in formulas.h.
   // `out`: two scratch arrays, for the best codes of the two views and then for the gradients.
   void write_gradients(int64_t tile, float* out, float* const (&grad)[2]) {
     const double scale = 1 / (2.0 * double(rows_.rows) * request_.temperature), beta = request_.beta;
@@ -221,10 +220,10 @@ class LossPass {
       for (int64_t lane = 0; lane < kLanes; ++lane) {
         const int64_t row = tile * kLanes + lane, i = rows_.lane_of(view, row);
         if (row >= rows_.rows) continue;  // nothing is written for it
-        to.best_p[lane] = 1 / (1 + sums_.others[i]);
-        to.inverse_mass[lane] = 1 / (total(mass_, view, row) + to.best_p[lane]);
-        to.best_weight[lane] = best_prior_weight_[i] - beta * kLn2 * to.best_p[lane] * best_partner_u_[i];
-        to.weight_sum[lane] = total(weight_sum_, view, row) + to.best_weight[lane];
+        const BestShare share = best_share(sums_.others[i], total(mass_, view, row), total(weight_sum_, view, row),
+                                           best_prior_weight_[i], beta, best_partner_u_[i]);
+        to.best_p[lane] = share.p, to.inverse_mass[lane] = share.inverse_mass;
+        to.best_weight[lane] = share.weight, to.weight_sum[lane] = share.weight_sum;
       }
     }
     for (int64_t i = 0; i < places_; i += kLanes) {
@@ -234,13 +233,14 @@ class LossPass {
         const RowScalars& from = scalars[view];
         const VecDouble code = widened(load(out + view * scratch_floats_ + i));
         expected[view] = sum_over_slabs(expected_, flushed_expected_, view, tile, i);
-        expected[view] = (expected[view] + load_doubles(from.best_p) * code) * load_doubles(from.inverse_mass);
+        expected[view] =
+            expected_coordinate(expected[view], load_doubles(from.best_p), load_doubles(from.inverse_mass), code);
         pull[view] = sum_over_slabs(pull_, flushed_pull_, view, tile, i) + load_doubles(from.best_weight) * code;
       }
 #pragma GCC unroll 2
       for (int view = 0; view < 2; ++view) {
-        const VecDouble b = expected[view];
-        const VecDouble sum = pull[view] - load_doubles(scalars[view].weight_sum) * b + beta * (b - expected[1 - view]);
+        const VecDouble sum = gradient_coordinate(pull[view], load_doubles(scalars[view].weight_sum), expected[view],
+                                                  expected[1 - view], beta);
         store(out + view * scratch_floats_ + i, narrowed(scale * sum));
       }
     }

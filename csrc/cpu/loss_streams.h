@@ -43,7 +43,7 @@ struct GradientWeights {
       share = as_float(as_int(share) & ~(as_int(pk) >> 31));
     }
     const Vec cross = rounded(pk * load(partner_u + k * kLanes));
-    const Vec weight = share * broadcast(g[k]) - beta_ln2 * cross;
+    const Vec weight = pull_weight(share * broadcast(g[k]), beta_ln2, cross);
     agreement.add(cross);
     return weight;
   }

@@ -18,14 +18,13 @@
 #include <omp.h>
 #endif
 
+#include "../formulas.h"
 #include "../philox.h"
 #include "kernels.h"
 #include "workspace.h"
 
 namespace cplearn {
 namespace CPK_TARGET {
-
-constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.693147180559945309417;
 
 #include "vector.h"
 #include "walsh_hadamard.h"

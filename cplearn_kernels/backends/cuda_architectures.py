@@ -1,0 +1,45 @@
+"""On which architectures the CUDA kernels have been tested, and for which calls they are the default.
+
+`cuda_architectures.json` is the record: "verified" lists architectures ("sm_90") on which all GPU tests of the backend
+have passed (docs/gpu-status.md says when); "preferred_over_triton" maps an architecture to the kinds of dictionary for
+which measurements there found this backend the faster one. A call that names no backend comes here only with both.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import torch
+
+from ..dictionary import Dictionary
+
+_RECORD = Path(__file__).with_name("cuda_architectures.json")
+
+
+@functools.lru_cache(maxsize=1)
+def _record() -> dict:
+    return json.loads(_RECORD.read_text())
+
+
+def verified() -> tuple[str, ...]:
+    """The architectures on which the tests have run and passed."""
+    return tuple(_record()["verified"])
+
+
+@functools.lru_cache(maxsize=16)
+def name(device: torch.device) -> str:
+    """The architecture of a GPU, as "sm_90"."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+def reservation(dictionary: Dictionary, device: torch.device) -> str | None:
+    """Why a call that names no backend should not go to the CUDA kernels, or None."""
+    architecture = name(device)
+    if architecture not in verified():
+        return f"its tests have not been run on {architecture}: name it to use it"
+    if dictionary.kind not in _record()["preferred_over_triton"].get(architecture, ()):
+        return f"it has not been measured to be the fastest for {dictionary.kind} dictionaries on {architecture}"
+    return None

@@ -1,0 +1,83 @@
+// Pass 1: each row's best code and the sum of 2^(logit - best) over the others (reference.projector_logsumexp).
+//
+// A team goes over the blocks of one split; every thread keeps what its own codes gave, and only at the end do a team's
+// threads meet. Partial results are merged in a fixed order by rows.cu.
+#pragma once
+
+#include <cmath>
+
+#include "../formulas.h"
+#include "arguments.h"
+#include "device.cuh"
+#include "hadamard_tile.cuh"
+
+namespace cplearn::cuda {
+
+constexpr float kNoLogit = -3e38f;
+constexpr int32_t kNoCode = 0x7fffffff;
+
+// Threads of a block of the passes without a partner, for a tile of any size.
+template <class Tile>
+struct Teams {
+  static constexpr int kBlockThreads = Tile::kThreads > 128 ? Tile::kThreads : 128;
+  static constexpr int kPerBlock = kBlockThreads / Tile::kThreads;
+  static constexpr int kSharedBytes = 4 * kPerBlock * Tile::kSharedFloats;
+  // Partial results per team: one of each warp.
+  static constexpr int kParts = Tile::kThreads > 32 ? Tile::kThreads / 32 : 1;
+  static constexpr int kLanes = Tile::kThreads > 32 ? 32 : Tile::kThreads;
+};
+
+template <class Tile>
+__global__ void __launch_bounds__(Teams<Tile>::kBlockThreads) best_codes(const BestCodesArguments a) {
+  using T = Teams<Tile>;
+  const int team = int(threadIdx.x) / Tile::kThreads;
+  const int64_t given_row = int64_t(blockIdx.x) * T::kPerBlock + team;
+  const int64_t row = given_row < a.total ? given_row : a.total - 1;  // the last block's spare teams repeat a row
+  Tile tile(a.tile, team);
+  BestCode found{kNoLogit, kNoCode, 0.0};
+  const int blocks = (a.span.count + Tile::kBlock - 1) / Tile::kBlock;
+  const int begin = int(blockIdx.y) * a.blocks_per_split;
+  const int end = begin + a.blocks_per_split < blocks ? begin + a.blocks_per_split : blocks;
+#pragma unroll 1
+  for (int block = begin; block < end; ++block) {
+    float s[kElements];
+    tile.logits(a.tile.rows, row, block, s);
+    const int first = block * Tile::kBlock, exist = a.span.count - first;
+    if (exist < Tile::kBlock) {
+#pragma unroll
+      for (int e = 0; e < kElements; ++e) s[e] = tile.code(e) < exist ? s[e] : kNoLogit;
+    }
+    float largest[4] = {s[0], s[1], s[2], s[3]};
+#pragma unroll
+    for (int e = 4; e < kElements; ++e) largest[e % 4] = fmaxf(largest[e % 4], s[e]);
+    const float top = fmaxf(fmaxf(largest[0], largest[1]), fmaxf(largest[2], largest[3]));
+    float sums[4] = {0, 0, 0, 0};
+    if (top > found.best) {
+      // A new best is rare: the old one joins the others, the first of the new ones stays out.
+      found.others = (found.others + (found.code == kNoCode ? 0 : 1)) * double(exp2_fast(found.best - top));
+      found.best = top;
+      int code = kNoCode;
+#pragma unroll
+      for (int e = 0; e < kElements; ++e) code = s[e] == top && tile.code(e) < code ? tile.code(e) : code;
+#pragma unroll
+      for (int e = 0; e < kElements; ++e) sums[e % 4] += tile.code(e) == code ? 0.0f : exp2_fast(s[e] - top);
+      found.code = int32_t(a.span.first) + first + code;
+    } else {
+#pragma unroll
+      for (int e = 0; e < kElements; ++e) sums[e % 4] += exp2_fast(s[e] - found.best);
+    }
+    found.others += double((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  }
+#pragma unroll
+  for (int mask = 1; mask < T::kLanes; mask <<= 1) {
+    found = merged(found, {shuffle_xor(found.best, mask), shuffle_xor(found.code, mask), shuffle_xor(found.others, mask)});
+  }
+  if (given_row < a.total && tile.thread() % T::kLanes == 0) {
+    const int64_t part = int64_t(blockIdx.y) * T::kParts + tile.thread() / T::kLanes;
+    a.best[part * a.total + row] = found.best;
+    a.others[part * a.total + row] = found.others;
+    a.code[part * a.total + row] = found.code;
+  }
+}
+
+}  // namespace cplearn::cuda

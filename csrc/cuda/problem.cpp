@@ -1,0 +1,209 @@
+// Working memory and launches of one call, see problem.h.
+#include "problem.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace cplearn::cuda {
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+constexpr int kBestWaves = 4, kColumnWaves = 4, kSumWaves = 2;  // teams per place for one on the device
+constexpr int64_t kMostRowParts = 64;
+constexpr int kMostGroups = 32;  // 128 codes each, that sign_product adds up in float32
+
+}  // namespace
+
+const Passes& passes_for(const Codes& codes) {
+  if (codes.kind == CodeKind::kHadamard && codes.log2_block >= 6) {
+    if (codes.log2_block > 13) throw std::invalid_argument("Hadamard blocks of at most 8192 codes");
+    return hadamard_passes(codes.log2_block);
+  }
+  return stored_passes();
+}
+
+Problem::Problem(Call& call_, const Codes& codes_, const Places& places_, const Batch& batch_, double factor)
+    : call(call_),
+      codes(codes_),
+      places(places_),
+      batch(batch_),
+      total(Batch::rows_of(batch_)),
+      passes(passes_for(codes_)) {
+  state = {call.take<float>(total), call.take<float>(total), call.take<float>(total), call.take<double>(total),
+           call.take<int32_t>(total)};
+  int64_t most = call.device.span_codes;
+  if (passes.in_memory) most = std::min(most, call.device.span_products / total);
+  most = std::max<int64_t>(most / passes.block, 1) * passes.block;
+  span_codes_ = std::min(most, codes.num_codes);
+  columns_ = round_up(span_codes_, passes.block);
+  if (passes.in_memory) {
+    width_ = round_up(codes.num_features, 128);
+    uint16_t* const high = call.take<uint16_t>(total * width_);
+    uint16_t* const low = call.take<uint16_t>(total * width_);
+    float* const scales = call.take<float>(total);
+    prepare_halves(call, batch, factor, width_, high, low, scales);
+    halves_ = {high, low, scales, total, width_, width_, 1, true};
+    bits_ = call.take<uint32_t>(columns_ * (width_ / 32));
+    products_ = call.take<float>(total * columns_);
+    tile.rows = products_, tile.stride = columns_;
+  } else {
+    width_ = passes.block;
+    rows_ = call.take<float>(total * width_);
+    prepare_rows(call, batch, factor, codes.log2_block, places.coordinate_at, rows_);
+    signs_ = call.take<uint32_t>(columns_ / 32);
+    tile.rows = rows_, tile.signs = signs_;
+  }
+}
+
+void Problem::add_second(const Batch& second) {
+  if (passes.in_memory) {
+    uint16_t* const high = call.take<uint16_t>(total * width_);
+    uint16_t* const low = call.take<uint16_t>(total * width_);
+    float* const scales = call.take<float>(total);
+    prepare_halves(call, second, 1.0, width_, high, low, scales);
+    second_halves_ = {high, low, scales, total, width_, width_, 1, true};
+    second_products_ = call.take<float>(total * columns_);
+    prepared_ = -1;
+  } else {
+    second_rows_ = call.take<float>(total * width_);
+    prepare_rows(call, second, 1.0, codes.log2_block, places.coordinate_at, second_rows_);
+  }
+}
+
+void Problem::prepare(const Span& span) {
+  if (prepared_ == span.first) return;
+  prepared_ = span.first;
+  if (!passes.in_memory) {
+    block_signs(call, codes, span.first / passes.block, blocks(span), places.coordinate_at, signs_);
+    return;
+  }
+  code_bits(call, codes, span.first, blocks(span) * passes.block, width_, bits_);
+  multiply(halves_, span, products_);
+  if (second_products_ != nullptr) multiply(second_halves_, span, second_products_);
+  if (transposed_ != nullptr) {
+    transposed_bits(call, bits_, blocks(span) * passes.block, width_, codes.num_features, transposed_);
+  }
+}
+
+void Problem::multiply(const Halves& rows, const Span& span, float* products) {
+  sign_product(call, rows, {bits_, blocks(span) * passes.block}, products, columns_);
+}
+
+Problem::Cut Problem::cut_blocks(int64_t teams, int64_t blocks, int waves) const {
+  const int64_t places = int64_t(call.device.processors) * passes.resident_warps * 32 / passes.threads;
+  const int64_t wanted = std::max<int64_t>(1, std::min(ceil_div(waves * places, teams), blocks));
+  const int64_t size = ceil_div(blocks, std::min<int64_t>(wanted, 65535));
+  return {int(ceil_div(blocks, size)), int(size)};
+}
+
+void Problem::find_best() {
+  const Cut cut = cut_blocks(total, columns_ / passes.block, kBestWaves);
+  const int64_t parts = int64_t(cut.parts) * passes.parts;
+  float* const best = call.take<float>(parts * total);
+  double* const others = call.take<double>(parts * total);
+  int32_t* const code = call.take<int32_t>(parts * total);
+  for_spans([&](const Span& span) {
+    passes.best_codes(call, {tile, span, total, cut.size, best, others, code}, cut.parts);
+    const bool last = span.first + span.count >= codes.num_codes;
+    merge_best(call, best, others, code, int(parts), total, span.first == 0, last, codes.num_codes, state);
+  });
+}
+
+void Problem::take_columns(Weights weights) {
+  const bool logs = weights == Weights::kCrossEntropy;
+  const int64_t teams = columns_ / passes.block * batch.num_views, rows = batch.per_view;
+  const int64_t places = int64_t(call.device.processors) * passes.resident_warps * 32 / passes.threads;
+  const int64_t wanted = std::min(std::min(ceil_div(kColumnWaves * places, teams), rows), kMostRowParts);
+  rows_per_split_ = int(ceil_div(rows, wanted));
+  column_splits_ = int(ceil_div(rows, rows_per_split_));
+  column_sums_ = call.take<float>(column_splits_ * batch.num_views * columns_);
+  slope = call.take<float>(batch.num_views * columns_);
+  if (logs) {
+    column_top_ = call.take<float>(column_splits_ * batch.num_views * columns_);
+    top = call.take<float>(batch.num_views * columns_);
+  }
+}
+
+void Problem::columns_of(const Span& span, Weights weights, const float* q, double* prior_parts) {
+  passes.column_sums(call,
+                     {tile, span, batch.per_view, rows_per_split_, state, column_sums_, column_top_},
+                     batch.num_views, column_splits_);
+  finish_columns(call, {column_sums_, column_top_, column_splits_, batch.num_views, span, columns_, weights,
+                        q == nullptr ? nullptr : q + span.first, batch.per_view, codes.num_codes, slope, top,
+                        prior_parts});
+}
+
+void Problem::take_sums(bool of_codes) {
+  const bool in_registers = of_codes && !passes.in_memory;
+  const int64_t width = passes.in_memory ? codes.num_features : width_;
+  sums_cut_ = cut_blocks(total, columns_ / passes.block, kSumWaves);
+  const int64_t parts = int64_t(sums_cut_.parts) * passes.parts;
+  int64_t sum_splits = in_registers ? sums_cut_.parts : 0;
+  if (of_codes && passes.in_memory) {
+    // sign_product's blocks are 64 rows by 128 columns; two fit a multiprocessor.
+    const int64_t tiles = ceil_div(2 * total, 64) * ceil_div(codes.num_features, 128), groups = columns_ / 128;
+    const int64_t wanted = std::max(ceil_div(2 * call.device.processors, tiles), ceil_div(groups, kMostGroups));
+    product_splits_ = int(std::min(wanted, groups));
+    sum_splits = product_splits_;
+    transposed_ = call.take<uint32_t>(codes.num_features * (columns_ / 32));
+    prepared_ = -1;  // perhaps it was prepared without the transpose
+    tile.high = call.take<uint16_t>(2 * total * columns_);
+    tile.low = call.take<uint16_t>(2 * total * columns_);
+    tile.scales = call.take<float>(2 * total * (columns_ / 128));
+  }
+  // All that starts at zero, side by side.
+  const int64_t sums = sum_splits * 2 * total * width, begin = kPriorParts + 3 * parts * total;
+  double* const zeros = call.take<double>(begin + sums);
+  fill_with_zeros(call, zeros, sizeof(double) * size_t(begin + sums));
+  prior = zeros;
+  mass_ = zeros + kPriorParts, weight_ = mass_ + parts * total, agreement_ = weight_ + parts * total;
+  sums_ = zeros + begin;
+  row_agreement = call.take<double>(total);
+  best_weight = call.take<double>(total);
+  best_partner = call.take<float>(total);
+  shares_ = call.take<BestShare>(total);
+}
+
+void Problem::add_weighted(const Span& span, WeightedKernel kernel, WeightedCodesArguments a) {
+  a.tile = tile, a.span = span, a.total = total, a.per_view = batch.per_view;
+  a.second = passes.in_memory ? second_products_ : second_rows_;
+  a.blocks_per_split = sums_cut_.size, a.rows = state;
+  a.column_stride = columns_;
+  a.sums = sums_, a.mass = mass_, a.weight = weight_, a.agreement = agreement_;
+  a.best_weight = best_weight, a.best_partner = best_partner;
+  passes.weighted_codes(call, a, kernel, sums_cut_.parts);
+  if (!passes.in_memory || kernel == WeightedKernel::kValue) return;
+  const int64_t skipped = a.weights == Weights::kNone ? total : 0, width = codes.num_features;
+  const Halves weights{tile.high + skipped * columns_, tile.low + skipped * columns_,
+                       tile.scales + skipped * (columns_ / 128), 2 * total - skipped,
+                       blocks(span) * passes.block, columns_, columns_ / 128, false};
+  add_sign_product(call, weights, {transposed_, width}, product_splits_, sums_ + skipped * width, 2 * total * width);
+}
+
+void Problem::add_given(const Span& span, const float* p, const float* v, int64_t stride, const double* centre) {
+  passes.given_weights(call, {tile, span, total, sums_cut_.size, p + span.first, v + span.first, stride, centre, sums_},
+                       sums_cut_.parts);
+  if (!passes.in_memory) return;
+  const int64_t width = codes.num_features;
+  const Halves weights{tile.high, tile.low, tile.scales, total, blocks(span) * passes.block, columns_, columns_ / 128,
+                       false};
+  add_sign_product(call, weights, {transposed_, width}, product_splits_, sums_, 2 * total * width);
+}
+
+void Problem::finish_rows(double beta) {
+  const bool pair = batch.num_views == 2;
+  cuda::finish_rows(call, {mass_, weight_, agreement_, pair ? best_weight : nullptr, best_partner, state,
+                           sums_cut_.parts * passes.parts, total, beta, shares_, row_agreement});
+}
+
+void Problem::finish_sums(Result result, double beta, double scale, float* out_1, float* out_2) {
+  const int splits = passes.in_memory ? product_splits_ : sums_cut_.parts;
+  const int64_t width = passes.in_memory ? codes.num_features : width_;
+  cuda::finish_sums(call, {sums_, splits, width, passes.in_memory ? nullptr : places.of_coordinate, shares_, state.code,
+                           codes, total, batch.per_view, beta, scale, {out_1, out_2}},
+                    result);
+}
+
+}  // namespace cplearn::cuda

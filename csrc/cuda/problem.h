@@ -1,0 +1,91 @@
+// The rows and codes of one call, ready for the passes: working memory, spans of codes, the cut into splits.
+#pragma once
+
+#include "passes.h"
+#include "rows.h"
+#include "sign_product.h"
+
+namespace cplearn::cuda {
+
+class Problem {
+ public:
+  // `factor`: what rows are multiplied with, log2(e) / temperature for logits in powers of two.
+  Problem(Call& call, const Codes& codes, const Places& places, const Batch& batch, double factor);
+
+  // A second array of rows, whose products with the codes are weights (Weights::kProducts).
+  void add_second(const Batch& second);
+
+  // Pass 1: `state`.
+  void find_best();
+  // Calls visit(span) with the span's bits, or products, in memory; over all codes, or some from a whole block on.
+  template <class Visit>
+  void for_spans(const Visit& visit, int64_t begin = 0, int64_t end = -1) {
+    if (end < 0) end = codes.num_codes;
+    for (int64_t first = begin; first < end; first += span_codes_) {
+      const Span span{first, int32_t(end - first < span_codes_ ? end - first : span_codes_)};
+      prepare(span);
+      visit(span);
+    }
+  }
+
+  int64_t blocks(const Span& span) const { return (span.count + passes.block - 1) / passes.block; }
+  // Codes of the longest span, rounded up to whole blocks.
+  int64_t columns() const { return columns_; }
+  // Into how many parts the blocks (the rows) of a span are cut, so that there is work for every multiprocessor, and how
+  // many are in a part. They depend on the problem and the device alone.
+  struct Cut {
+    int parts, size;
+  };
+  Cut cut_blocks(int64_t teams_per_block_range, int64_t blocks, int waves) const;
+
+  // Column sums of a span and what they become; the arrays lie in `slope` and `top`.
+  void take_columns(Weights weights);
+  void columns_of(const Span& span, Weights weights, const float* q, double* prior);
+  float *slope = nullptr, *top = nullptr;
+
+  // Sums of weighted codes over all spans.
+  void take_sums(bool of_codes);
+  void add_weighted(const Span& span, WeightedKernel kernel, WeightedCodesArguments arguments);
+  void add_given(const Span& span, const float* p, const float* v, int64_t stride, const double* centre);
+  void finish_rows(double beta);
+  // One array per view.
+  void finish_sums(Result result, double beta, double scale, float* out_1, float* out_2);
+
+  Call& call;
+  const Codes codes;
+  const Places places;
+  const Batch batch;
+  const int32_t total;
+  const Passes& passes;
+  RowState state;
+  TileData tile{};
+  double *prior = nullptr, *row_agreement = nullptr, *best_weight = nullptr;
+  float* best_partner = nullptr;
+
+ private:
+  void prepare(const Span& span);
+  void multiply(const Halves& rows, const Span& span, float* products);
+
+  int64_t width_;       // of a prepared row
+  int64_t span_codes_, columns_;
+  int64_t prepared_ = -1;  // first code of the span that is in memory
+  int column_splits_ = 1, rows_per_split_ = 1;
+  float *column_sums_ = nullptr, *column_top_ = nullptr;
+  // Hadamard
+  float *rows_ = nullptr, *second_rows_ = nullptr;
+  uint32_t* signs_ = nullptr;
+  // Independent codes
+  Halves halves_{}, second_halves_{};
+  uint32_t *bits_ = nullptr, *transposed_ = nullptr;
+  float *products_ = nullptr, *second_products_ = nullptr;
+  // Sums
+  Cut sums_cut_{1, 1};
+  int product_splits_ = 1;
+  double *sums_ = nullptr, *mass_ = nullptr, *weight_ = nullptr, *agreement_ = nullptr;
+  BestShare* shares_ = nullptr;
+};
+
+// The passes that serve a dictionary; throws std::invalid_argument for one that no pass serves.
+const Passes& passes_for(const Codes& codes);
+
+}  // namespace cplearn::cuda

@@ -1,0 +1,124 @@
+// The small kernels around the passes: rows on their way in, bits of the codes, merging of partial results, rows on their
+// way out. rows_in.cu, signs.cu and rows_out.cu hold them; everything is launched on the call's stream.
+#pragma once
+
+#include "../formulas.h"
+#include "arguments.h"
+
+namespace cplearn::cuda {
+
+enum class Dtype : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
+
+// An (n, f) array of the caller's, strides in elements.
+struct Matrix {
+  const void* data;
+  Dtype dtype;
+  int64_t row_stride, column_stride;
+};
+
+// Two views of `per_view` rows, or one.
+struct Batch {
+  Matrix views[2];
+  int num_views;
+  int32_t per_view;
+  int32_t num_features;
+  CPK_SHARED_FUNCTION int32_t rows_of(const Batch& batch) { return batch.num_views * batch.per_view; }
+};
+
+// Where the passes expect what belongs to a row: the place of each coordinate, and the coordinate at each place or -1;
+// null for independent codes, whose coordinates stay where they are.
+struct Places {
+  const int32_t* of_coordinate;
+  const int32_t* coordinate_at;
+};
+
+// ---- rows_in.cu ----
+
+// Rows times `factor`, clamped so that no sum overflows, in HadamardOrder: (total, block). A row that is not finite
+// becomes NaN.
+void prepare_rows(const Call&, const Batch&, double factor, int log2_block, const int32_t* coordinate_at, float* out);
+// The same as half floats (total, width) in the order of half_order.cuh, and what to multiply them with (total).
+void prepare_halves(const Call&, const Batch&, double factor, int64_t width, uint16_t* high, uint16_t* low,
+                    float* scales);
+// `out_i = h_i · w_code(i)` of the rows of one view, with the codes of `code`.
+void products_at_best(const Call&, const Batch&, const Codes&, const int32_t* code, float* out);
+// `out_i = v_code(i)`.
+void gather_at_best(const Call&, const float* per_code, const int32_t* code, int32_t rows, float* out);
+// `out_i = sum_j p_ij v_ij`, both (rows, num_codes).
+void row_dots(const Call&, const float* p, const float* v, int32_t rows, int64_t num_codes, double* out);
+
+void fill_with_zeros(const Call&, void* p, size_t bytes);
+
+// ---- signs.cu ----
+
+// Sign bits of Hadamard blocks first … first + blocks - 1 for HadamardTile: (blocks, block / 32) words.
+void block_signs(const Call&, const Codes&, int64_t first, int64_t blocks, const int32_t* coordinate_at, uint32_t* out);
+// Sign bits of codes from `first` on for sign_product: (columns, width / 32) words, columns in the order of half_order.cuh.
+// Columns past the dictionary's end repeat its last code.
+void code_bits(const Call&, const Codes&, int64_t first, int64_t columns, int64_t width, uint32_t* out);
+// Of those the transpose: (num_features, columns / 32) words, bit i of word w that of code 32 w + i.
+void transposed_bits(const Call&, const uint32_t* bits, int64_t columns, int64_t width, int64_t num_features,
+                     uint32_t* out);
+
+// ---- rows_out.cu ----
+
+// Merges partial results (parts, total) into `state`, or starts it; the last time also makes the rows' constants.
+void merge_best(const Call&, const float* best, const double* others, const int32_t* code, int parts, int32_t total,
+                bool first, bool last, int64_t num_codes, const RowState& state);
+
+// What a span's column sums (splits, views, count) become: p̄ (slope, for Weights::kNone), or g with the prior's terms
+// added to `prior` (kPriorParts doubles). `slope` and `top_out` are (views, stride), zero from `count` on.
+constexpr int kPriorParts = 1024;
+struct FinishColumns {
+  const float *sums, *top;
+  int splits, views;
+  Span span;
+  int64_t stride;
+  Weights weights;
+  const float* q;  // of the span; null for the uniform prior
+  int32_t rows;
+  int64_t num_codes;
+  float *slope, *top_out;
+  double* prior;
+};
+void finish_columns(const Call&, const FinishColumns&);
+// Numbers of the caller's, one per code, for the passes: zero from `count` on.
+void copy_columns(const Call&, const float* from, int64_t count, int64_t stride, float* to);
+
+// Sums over splits and parts, and what they become.
+struct FinishRows {
+  const double *mass, *weight, *agreement;  // (parts, total)
+  const double* best_weight;                // (total)
+  const float* best_partner;
+  RowState rows;
+  int parts;
+  int32_t total;
+  double beta;
+  BestShare* shares;          // (total)
+  double* row_agreement;      // (total)
+};
+void finish_rows(const Call&, const FinishRows&);
+// loss, invariance, prior, each the mean over both orders.
+void finish_loss(Call&, const double* row_agreement, int32_t total, const double* prior, double beta,
+                 int64_t num_codes, float* out);
+
+struct FinishSums {
+  const double* sums;  // (splits, 2, total, width)
+  int splits;
+  int64_t width;
+  const int32_t* place_of;  // null: the coordinate itself
+  const BestShare* shares;
+  const int32_t* code;
+  Codes codes;
+  int32_t total, per_view;
+  double beta, scale;
+  float* out[2];  // (per_view, num_features) each
+};
+// What the sums over the other codes give once the best code is put back.
+enum class Result : int { kLossGradient, kExpectedCode, kGradient, kGivenWeights };
+void finish_sums(const Call&, const FinishSums&, Result);
+
+void finish_logsumexp(const Call&, const RowState&, int32_t total, float* out);
+void finish_scores(const Call&, const RowState&, int32_t total, float* scores, int64_t* codes);
+
+}  // namespace cplearn::cuda

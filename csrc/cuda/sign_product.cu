@@ -1,0 +1,138 @@
+// The tensor-core product of sign_product.h: logits of independent codes, and their weighted sums.
+//
+// A block of four warps makes 64 rows by 128 columns. The ±1 operand is made of sign bits in registers; the other one
+// goes from the cache into registers, 16 bytes a lane, in the order the tensor cores take it. So no shared memory, and no
+// barrier. Sums of 128 products are added up outside of the tensor cores, whose accumulators truncate.
+#include "sign_product.h"
+
+#include "half_order.cuh"
+#include "launch.cuh"
+
+namespace cplearn::cuda {
+namespace {
+
+constexpr int kRows = 32, kColumns = 64;  // of a warp
+constexpr int kWarpsDown = 2, kWarpsAcross = 2, kThreads = 32 * kWarpsDown * kWarpsAcross;
+constexpr int kGroup = 128;  // numbers of a row that are added up at a time
+constexpr int kRowTiles = kRows / 16, kColumnTiles = kColumns / 8;
+
+struct Arguments {
+  Halves left;
+  Signs right;
+  int64_t groups_per_split;
+  float* out;
+  int64_t out_stride;
+  double* sums;
+  int64_t split_stride;
+};
+
+// A pair of ±1 in half floats: bits i and i + 16 of the word.
+__device__ __forceinline__ uint32_t pair_of_signs(uint32_t word, int i) {
+  return ((word << (15 - i)) & 0x80008000u) | 0x3C003C00u;
+}
+
+template <bool kAdd>
+__global__ void __launch_bounds__(kThreads) sign_product_kernel(const Arguments a) {
+  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, group_of_lane = lane / 4, in_group = lane % 4;
+  const int64_t first_row = (int64_t(blockIdx.y) * kWarpsDown + warp / kWarpsAcross) * kRows;
+  const int64_t first_column = (int64_t(blockIdx.x) * kWarpsAcross + warp % kWarpsAcross) * kColumns;
+  const int64_t words = a.left.width / 32, all_groups = a.left.width / kGroup;
+  const int64_t begin = int64_t(blockIdx.z) * a.groups_per_split;
+  const int64_t end = begin + a.groups_per_split < all_groups ? begin + a.groups_per_split : all_groups;
+  // Rows and columns that do not exist repeat the last one and are not written.
+  const auto row_at = [&](int tile, int half) {
+    const int64_t row = first_row + tile * 16 + half * 8 + group_of_lane;
+    return row < a.left.rows ? row : a.left.rows - 1;
+  };
+  float totals[kRowTiles][kColumnTiles][4] = {};
+#pragma unroll 1
+  for (int64_t group = begin; group < end; ++group) {
+    float sums[kRowTiles][kColumnTiles][4] = {};
+#pragma unroll 1
+    for (int w = 0; w < kGroup / 32; ++w) {
+      const int64_t word_index = group * (kGroup / 32) + w;
+      uint4 high[kRowTiles][2], low[kRowTiles][2];
+#pragma unroll
+      for (int tile = 0; tile < kRowTiles; ++tile) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int64_t at = row_at(tile, half) * a.left.row_stride + word_index * 32 + in_group * 8;
+          high[tile][half] = load_vector<uint4>(a.left.high + at);
+          low[tile][half] = load_vector<uint4>(a.left.low + at);
+        }
+      }
+#pragma unroll
+      for (int c = 0; c < kColumnTiles; ++c) {
+        int64_t column = first_column + c * 8 + group_of_lane;
+        if (column >= a.right.columns) column = a.right.columns - 1;
+        // A lane's pairs begin at bit in_group.
+        const uint32_t word = a.right.bits[column * words + word_index] >> in_group;
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const uint32_t signs[2] = {pair_of_signs(word, 8 * j), pair_of_signs(word, 8 * j + 4)};
+#pragma unroll
+          for (int tile = 0; tile < kRowTiles; ++tile) {
+            const uint4 *h = high[tile], *l = low[tile];
+            const uint32_t low_part[4] = {j == 0 ? l[0].x : l[0].z, j == 0 ? l[1].x : l[1].z,
+                                          j == 0 ? l[0].y : l[0].w, j == 0 ? l[1].y : l[1].w};
+            const uint32_t high_part[4] = {j == 0 ? h[0].x : h[0].z, j == 0 ? h[1].x : h[1].z,
+                                           j == 0 ? h[0].y : h[0].w, j == 0 ? h[1].y : h[1].w};
+            multiply_add_16x8x16(sums[tile][c], low_part, signs);
+            multiply_add_16x8x16(sums[tile][c], high_part, signs);
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int tile = 0; tile < kRowTiles; ++tile) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float scale = a.left.scales[row_at(tile, half) * a.left.scale_stride + (a.left.one_scale ? 0 : group)];
+#pragma unroll
+        for (int c = 0; c < kColumnTiles; ++c) {
+          totals[tile][c][2 * half] += sums[tile][c][2 * half] * scale;
+          totals[tile][c][2 * half + 1] += sums[tile][c][2 * half + 1] * scale;
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int tile = 0; tile < kRowTiles; ++tile) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int64_t row = first_row + tile * 16 + i / 2 * 8 + group_of_lane;
+      if (row >= a.left.rows) continue;
+#pragma unroll
+      for (int c = 0; c < kColumnTiles; ++c) {
+        const int64_t column = first_column + c * 8 + in_group * 2 + i % 2;
+        if (column >= a.right.columns) continue;
+        if constexpr (kAdd) {
+          add_to(a.sums + int64_t(blockIdx.z) * a.split_stride + row * a.right.columns + column,
+                 double(totals[tile][c][i]));
+        } else {
+          a.out[row * a.out_stride + column] = totals[tile][c][i];
+        }
+      }
+    }
+  }
+}
+
+dim3 grid_for(const Halves& left, const Signs& right, int splits) {
+  return {unsigned(ceil_div(right.columns, kColumns * kWarpsAcross)), unsigned(ceil_div(left.rows, kRows * kWarpsDown)),
+          unsigned(splits)};
+}
+
+}  // namespace
+
+void sign_product(const Call& call, const Halves& left, const Signs& right, float* out, int64_t out_stride) {
+  launch("sign_product", sign_product_kernel<false>, grid_for(left, right, 1), kThreads, 0, call,
+         Arguments{left, right, left.width / kGroup, out, out_stride, nullptr, 0});
+}
+
+void add_sign_product(const Call& call, const Halves& left, const Signs& right, int splits, double* out,
+                      int64_t split_stride) {
+  launch("add_sign_product", sign_product_kernel<true>, grid_for(left, right, splits), kThreads, 0, call,
+         Arguments{left, right, ceil_div(left.width / kGroup, splits), nullptr, 0, out, split_stride});
+}
+
+}  // namespace cplearn::cuda

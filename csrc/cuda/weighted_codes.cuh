@@ -1,0 +1,267 @@
+// Pass 2 of a row: the sums over all codes of p times the code and of weights times the code, from which the expected
+// code and all gradients are made (docs/mathematics.md; reference.cplearn_loss, expected_code and mean_assignment).
+//
+// A team goes over the blocks of one split. The row's best code is left out, and what it would have added is noted, for
+// rows.cu to put back in double precision. Float32 sums run over at most 32 blocks and are then added to doubles.
+#pragma once
+
+#include "../formulas.h"
+#include "arguments.h"
+#include "best_codes.cuh"
+#include "column_sums.cuh"
+#include "device.cuh"
+
+namespace cplearn::cuda {
+
+constexpr int kFlushBlocks = 32;
+
+// The loss with its gradient, an instance for each prior because registers are short; its value; functions of one batch.
+enum class Purpose { kGradient, kCrossEntropyGradient, kValue, kRow };
+
+template <auto kValue>
+struct Constant {
+  static constexpr auto value = kValue;
+};
+
+// A block of threads holds pairs of teams, for an image's rows in both views, where tiles have partners.
+template <class Tiles, Purpose kPurpose>
+struct WeightedTeams {
+  static constexpr bool kPairs = Tiles::template Of<1>::kHasPartner && kPurpose != Purpose::kRow;
+  static constexpr int kGroup = kPairs ? 2 : 1;
+  using Tile = typename Tiles::template Of<kGroup>;
+  static constexpr int kThreads = Tile::kThreads * kGroup;
+  static constexpr int kBlockThreads = kThreads > 128 ? kThreads : 128;
+  static constexpr int kPerBlock = kBlockThreads / Tile::kThreads;
+  static constexpr int kSharedBytes = 4 * kPerBlock * Tile::kSharedFloats;
+  // Two sets of 32 sums and a tile with its weights take 128 registers; 168 leave room for 384 threads.
+  static constexpr int kBlocksPerProcessor = kPurpose == Purpose::kGradient && 384 / kBlockThreads > 1 ? 384 / kBlockThreads : 1;
+};
+
+// What a thread adds up besides the codes, over at most kFlushBlocks blocks.
+struct RowSums {
+  float mass = 0, weight = 0, agreement = 0;
+};
+
+// What a row's logits are made probabilities with.
+struct RowConstants {
+  float best, inverse_sum, shift;
+  __device__ RowConstants(const RowState& rows, int64_t row)
+      : best(rows.best[row]), inverse_sum(rows.inverse_sum[row]), shift(rows.shift[row]) {}
+  __device__ float u(float s) const { return below_best(s, best) + shift; }
+  __device__ float p(float s) const { return exp2_fast(below_best(s, best)) * inverse_sum; }
+};
+
+// The weight of a code as far as it needs no partner: under reverse KL p g, under cross entropy the same product without
+// 1 / p̄, and `p (y - centre)` where y is a number per code or a product with the second array's row.
+template <Weights kWeights>
+__device__ __forceinline__ float prior_weight(float p, float u, float slope, float top, float product, float centre) {
+  switch (kWeights) {
+    case Weights::kReverseKL: return p * slope;
+    case Weights::kCrossEntropy: return exp2_fast(below_best(u, top)) * slope;
+    case Weights::kPerCode: return p * (slope - centre);
+    case Weights::kProducts: return p * (product - centre);
+    default: return 0;
+  }
+}
+
+template <class Tiles, Purpose kPurpose>
+__global__ void __launch_bounds__(WeightedTeams<Tiles, kPurpose>::kBlockThreads,
+                                  WeightedTeams<Tiles, kPurpose>::kBlocksPerProcessor)
+    weighted_codes(const WeightedCodesArguments a) {
+  using W = WeightedTeams<Tiles, kPurpose>;
+  using Tile = typename W::Tile;
+  using T = Teams<Tile>;
+  constexpr bool kLoss = kPurpose != Purpose::kRow, kPairs = W::kPairs;
+  const int team = int(threadIdx.x) / Tile::kThreads;
+  const int64_t item = int64_t(blockIdx.x) * (W::kPerBlock / W::kGroup) + team / W::kGroup;
+  const int64_t items = kPairs ? a.per_view : a.total;
+  const int64_t inside = item < items ? item : items - 1;  // the last block's spare teams repeat a row
+  const uint32_t my_row = uint32_t(kPairs ? team % 2 * a.per_view + inside : inside);
+  const auto partner_of = [&](int64_t row) { return row < a.per_view ? row + a.per_view : row - a.per_view; };
+
+  Tile tile(a.tile, team);
+  typename Tile::Sums pull, expected;
+  if constexpr (Tile::kInMemory) {
+    pull.row = my_row, expected.row = a.total + my_row;
+  } else if constexpr (kPurpose != Purpose::kValue) {
+    tile.clear(pull), tile.clear(expected);
+  }
+  RowSums recent;
+
+  const int blocks = (a.span.count + Tile::kBlock - 1) / Tile::kBlock;
+  const int begin = int(blockIdx.y) * a.blocks_per_split;
+  const int end = begin + a.blocks_per_split < blocks ? begin + a.blocks_per_split : blocks;
+#pragma unroll 1
+  for (int block = begin; block < end; ++block) {
+    // Addresses are made and the row's constants are loaded anew for each block: kept, they would take more registers
+    // than there are.
+    const int64_t row = made_anew(my_row);
+    const RowConstants own(a.rows, row);
+    const int best_code = int(a.rows.code[row] - a.span.first);
+    const int64_t view = kLoss && row >= a.per_view ? 1 : 0;
+    const float* const slope = a.slope + view * a.column_stride;
+    const float* const top = a.top + view * a.column_stride;
+
+    // x first holds the partner's products, or those with the second array.
+    float s[kElements], x[kElements];
+    if constexpr (kLoss && !kPairs) tile.logits(a.tile.rows, partner_of(row), block, x);
+    if constexpr (!kLoss) {
+      if (a.weights == Weights::kProducts) tile.logits(a.second, row, block, x);
+    }
+    tile.logits(a.tile.rows, row, block, s);
+
+    const int first = block * Tile::kBlock, exist = a.span.count - first;
+    if (exist < Tile::kBlock) {
+#pragma unroll
+      for (int e = 0; e < kElements; ++e) s[e] = tile.code(e) < exist ? s[e] : kNoLogit;
+    }
+    const RowConstants partner(a.rows, kLoss ? partner_of(row) : row);
+    const float centre = !kLoss && a.weights != Weights::kNone ? a.centre[row] : 0.0f;
+    // The best code: noted by the one thread that has it, then left out.
+    const int best = best_code >= first && best_code < first + Tile::kBlock ? tile.element_of(best_code - first) : -1;
+    if (kLoss && best >= 0) {
+      float best_s = 0, best_product = 0;
+#pragma unroll
+      for (int e = 0; e < kElements; ++e) {
+        if (e == best) best_s = s[e], best_product = x[e];
+      }
+      const float u = own.u(best_s), g = slope[best_code];
+      a.best_weight[row] =
+          a.weights == Weights::kReverseKL
+              ? prior_weight<Weights::kReverseKL>(own.p(best_s), u, g, 0, 0, 0)
+              : prior_weight<Weights::kCrossEntropy>(0, u, g, top[best_code], 0, 0);
+      if (!kPairs) a.best_partner[row] = partner.u(best_product);
+    }
+    if (!kPairs && best >= 0) {
+#pragma unroll
+      for (int e = 0; e < kElements; ++e) s[e] = e == best ? kNoLogit : s[e];
+    }
+
+    FourParts agreement;
+    const auto weigh = [&](auto weights) {
+      constexpr Weights kWeights = decltype(weights)::value;
+#pragma unroll
+      for (int e = 0; e < kElements; e += 4) {
+        float4 g{}, t{};
+        if constexpr (kLoss || kWeights == Weights::kPerCode) g = tile.of_codes(slope + first, e);
+        if constexpr (kWeights == Weights::kCrossEntropy) t = tile.of_codes(top + first, e);
+        const float slopes[4] = {g.x, g.y, g.z, g.w}, tops[4] = {t.x, t.y, t.z, t.w};
+        float u[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float product = x[e + i];
+          u[i] = own.u(s[e + i]);
+          s[e + i] = own.p(s[e + i]);
+          x[e + i] = prior_weight<kWeights>(s[e + i], u[i], slopes[i], tops[i], product, centre);
+          if constexpr (kLoss && !kPairs) {
+            const float cross = s[e + i] * partner.u(product);
+            agreement.add(i, cross);
+            x[e + i] = pull_weight(x[e + i], a.beta_ln2, cross);
+          }
+        }
+        if constexpr (kPairs) tile.offer(e, u[0], u[1], u[2], u[3]);
+      }
+    };
+    if constexpr (kLoss) {
+      if constexpr (kPurpose == Purpose::kGradient) weigh(Constant<Weights::kReverseKL>());
+      else if constexpr (kPurpose == Purpose::kCrossEntropyGradient) weigh(Constant<Weights::kCrossEntropy>());
+      else if (a.weights == Weights::kReverseKL) weigh(Constant<Weights::kReverseKL>());
+      else weigh(Constant<Weights::kCrossEntropy>());
+    } else {
+      if (a.weights == Weights::kNone) weigh(Constant<Weights::kNone>());
+      else if (a.weights == Weights::kPerCode) weigh(Constant<Weights::kPerCode>());
+      else weigh(Constant<Weights::kProducts>());
+    }
+    if constexpr (kPairs) {
+      tile.meet();
+      if (best >= 0) {
+        // Only now: the partner wanted this code's u.
+        a.best_partner[row] = tile.partner(best);
+#pragma unroll
+        for (int e = 0; e < kElements; ++e) s[e] = e == best ? 0.0f : s[e], x[e] = e == best ? 0.0f : x[e];
+      }
+#pragma unroll
+      for (int e = 0; e < kElements; e += 4) {
+        const float4 four = tile.partner4(e);
+        const float u[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float cross = s[e + i] * u[i];
+          agreement.add(i, cross);
+          x[e + i] = pull_weight(x[e + i], a.beta_ln2, cross);
+        }
+      }
+      tile.turn_page();
+    }
+
+    recent.agreement += agreement.total();
+    if constexpr (kPurpose != Purpose::kValue) {
+      if (kLoss || a.weights != Weights::kNone) recent.weight += tile.add_codes(x, block, pull);
+      recent.mass += tile.add_codes(s, block, expected);
+    }
+    if (block % kFlushBlocks != kFlushBlocks - 1 && block != end - 1) continue;
+    if constexpr (kPurpose != Purpose::kValue && !Tile::kInMemory) {
+      if (item < items) {
+        double* const out = a.sums + (int64_t(made_anew(blockIdx.y)) * 2 * a.total + row) * Tile::kBlock;
+        tile.flush(pull, out);
+        tile.flush(expected, out + int64_t(a.total) * Tile::kBlock);
+      }
+    }
+#pragma unroll
+    for (int mask = 1; mask < T::kLanes; mask <<= 1) {
+      recent.mass += shuffle_xor(recent.mass, mask);
+      recent.weight += shuffle_xor(recent.weight, mask);
+      recent.agreement += shuffle_xor(recent.agreement, mask);
+    }
+    if (item < items && tile.thread() % T::kLanes == 0) {
+      const int part = int(made_anew(blockIdx.y)) * T::kParts + int(made_anew(threadIdx.x)) % Tile::kThreads / T::kLanes;
+      const int64_t at = int64_t(part) * a.total + row;
+      add_to(a.mass + at, double(recent.mass));
+      add_to(a.weight + at, double(recent.weight));
+      add_to(a.agreement + at, double(recent.agreement));
+    }
+    recent = RowSums();
+  }
+}
+
+// Sums of codes with the weights `p (v - centre)` of given arrays. Grid (rows, splits).
+template <class Tile>
+__global__ void __launch_bounds__(Teams<Tile>::kBlockThreads) given_weights(const GivenWeightsArguments a) {
+  using T = Teams<Tile>;
+  const int team = int(threadIdx.x) / Tile::kThreads;
+  const int64_t given_row = int64_t(blockIdx.x) * T::kPerBlock + team;
+  const int64_t row = given_row < a.total ? given_row : a.total - 1;
+  Tile tile(a.tile, team);
+  typename Tile::Sums sums;
+  double* out = nullptr;
+  if constexpr (Tile::kInMemory) {
+    sums.row = row;
+  } else {
+    tile.clear(sums);
+    out = a.sums + (int64_t(blockIdx.y) * 2 * a.total + row) * Tile::kBlock;
+  }
+  const double centre = a.centre[row];
+  const int blocks = (a.span.count + Tile::kBlock - 1) / Tile::kBlock;
+  const int begin = int(blockIdx.y) * a.blocks_per_split;
+  const int end = begin + a.blocks_per_split < blocks ? begin + a.blocks_per_split : blocks;
+#pragma unroll 1
+  for (int block = begin; block < end; ++block) {
+    const int64_t at = row * a.stride + int64_t(block) * Tile::kBlock;
+    const int exist = a.span.count - block * Tile::kBlock;
+    float x[kElements];
+#pragma unroll
+    for (int e = 0; e < kElements; ++e) {
+      const int code = tile.code(e);
+      // The difference in double precision: near the optimum v of the best code and the mean agree in many digits.
+      x[e] = code < exist ? a.p[at + code] * float(double(a.v[at + code]) - centre) : 0.0f;
+    }
+    tile.add_codes(x, block, sums);
+    if constexpr (!Tile::kInMemory) {
+      if (block % kFlushBlocks == kFlushBlocks - 1 || block == end - 1) {
+        if (given_row < a.total) tile.flush(sums, out);
+      }
+    }
+  }
+}
+
+}  // namespace cplearn::cuda
