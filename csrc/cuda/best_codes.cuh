@@ -19,7 +19,7 @@ constexpr int32_t kNoCode = 0x7fffffff;
 // Threads of a block of the passes without a partner, for a tile of any size.
 template <class Tile>
 struct Teams {
-  static constexpr int kBlockThreads = Tile::kThreads > 128 ? Tile::kThreads : 128;
+  static constexpr int kBlockThreads = Tile::kThreads > kLeastBlockThreads ? Tile::kThreads : kLeastBlockThreads;
   static constexpr int kPerBlock = kBlockThreads / Tile::kThreads;
   static constexpr int kSharedBytes = 4 * kPerBlock * Tile::kSharedFloats;
   // Partial results per team: one of each warp.

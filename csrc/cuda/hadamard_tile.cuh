@@ -16,6 +16,7 @@
 namespace cplearn::cuda {
 
 constexpr int kElements = 32;  // numbers of a tile that a thread holds
+constexpr int kLeastBlockThreads = 128;  // of a block of the passes; more only where a group of teams is larger
 
 // A sum in four parts, so that no addition waits for the one before it.
 struct FourParts {
@@ -194,6 +195,7 @@ class HadamardTile {
  private:
   __device__ void sync() const {
     if constexpr (kThreads * kGroup <= 32) sync_warp();
+    else if constexpr (kThreads * kGroup >= kLeastBlockThreads) sync_block();  // the block is this group
     else sync_named(1 + team_ / kGroup, kThreads * kGroup);
   }
   __device__ void turn() {

@@ -29,8 +29,8 @@ struct WeightedTeams {
   static constexpr bool kPairs = Tiles::template Of<1>::kHasPartner && kPurpose != Purpose::kRow;
   static constexpr int kGroup = kPairs ? 2 : 1;
   using Tile = typename Tiles::template Of<kGroup>;
-  static constexpr int kThreads = Tile::kThreads * kGroup;
-  static constexpr int kBlockThreads = kThreads > 128 ? kThreads : 128;
+  static constexpr int kThreads = Tile::kThreads * kGroup;  // of an item: a row, or its two
+  static constexpr int kBlockThreads = kThreads > kLeastBlockThreads ? kThreads : kLeastBlockThreads;
   static constexpr int kPerBlock = kBlockThreads / Tile::kThreads;
   static constexpr int kSharedBytes = 4 * kPerBlock * Tile::kSharedFloats;
   // Two sets of 32 sums and a tile with its weights take 128 registers; 168 leave room for 384 threads.
@@ -73,9 +73,12 @@ __global__ void __launch_bounds__(WeightedTeams<Tiles, kPurpose>::kBlockThreads,
   using T = Teams<Tile>;
   constexpr bool kLoss = kPurpose != Purpose::kRow, kPairs = W::kPairs;
   const int team = int(threadIdx.x) / Tile::kThreads;
-  const int64_t item = int64_t(blockIdx.x) * (W::kPerBlock / W::kGroup) + team / W::kGroup;
-  const int64_t items = kPairs ? a.per_view : a.total;
-  const int64_t inside = item < items ? item : items - 1;  // the last block's spare teams repeat a row
+  const uint32_t items = uint32_t(kPairs ? a.per_view : a.total);
+  const auto item = [&] {
+    return made_anew(blockIdx.x) * (W::kPerBlock / W::kGroup) + made_anew(threadIdx.x) / W::kThreads;
+  };
+  const auto exists = [&] { return item() < items; };
+  const uint32_t inside = exists() ? item() : items - 1;  // the last block's spare teams repeat a row
   const uint32_t my_row = uint32_t(kPairs ? team % 2 * a.per_view + inside : inside);
   const auto partner_of = [&](int64_t row) { return row < a.per_view ? row + a.per_view : row - a.per_view; };
 
@@ -88,11 +91,16 @@ __global__ void __launch_bounds__(WeightedTeams<Tiles, kPurpose>::kBlockThreads,
   }
   RowSums recent;
 
-  const int blocks = (a.span.count + Tile::kBlock - 1) / Tile::kBlock;
-  const int begin = int(blockIdx.y) * a.blocks_per_split;
-  const int end = begin + a.blocks_per_split < blocks ? begin + a.blocks_per_split : blocks;
+  // Made anew, like the addresses below, each time it is asked for.
+  const auto end = [&] {
+    const int blocks = (int(made_anew(uint32_t(a.span.count))) + Tile::kBlock - 1) / Tile::kBlock;
+    const int split_end = (int(made_anew(blockIdx.y)) + 1) * a.blocks_per_split;
+    return split_end < blocks ? split_end : blocks;
+  };
+  int block = int(blockIdx.y) * a.blocks_per_split;
+  bool more = block < end();
 #pragma unroll 1
-  for (int block = begin; block < end; ++block) {
+  while (more) {
     // Addresses are made and the row's constants are loaded anew for each block: kept, they would take more registers
     // than there are.
     const int64_t row = made_anew(my_row);
@@ -199,9 +207,11 @@ __global__ void __launch_bounds__(WeightedTeams<Tiles, kPurpose>::kBlockThreads,
       if (kLoss || a.weights != Weights::kNone) recent.weight += tile.add_codes(x, block, pull);
       recent.mass += tile.add_codes(s, block, expected);
     }
-    if (block % kFlushBlocks != kFlushBlocks - 1 && block != end - 1) continue;
+    ++block;
+    more = block < end();
+    if (block % kFlushBlocks != 0 && more) continue;
     if constexpr (kPurpose != Purpose::kValue && !Tile::kInMemory) {
-      if (item < items) {
+      if (exists()) {
         double* const out = a.sums + (int64_t(made_anew(blockIdx.y)) * 2 * a.total + row) * Tile::kBlock;
         tile.flush(pull, out);
         tile.flush(expected, out + int64_t(a.total) * Tile::kBlock);
@@ -213,7 +223,7 @@ __global__ void __launch_bounds__(WeightedTeams<Tiles, kPurpose>::kBlockThreads,
       recent.weight += shuffle_xor(recent.weight, mask);
       recent.agreement += shuffle_xor(recent.agreement, mask);
     }
-    if (item < items && tile.thread() % T::kLanes == 0) {
+    if (exists() && tile.thread() % T::kLanes == 0) {
       const int part = int(made_anew(blockIdx.y)) * T::kParts + int(made_anew(threadIdx.x)) % Tile::kThreads / T::kLanes;
       const int64_t at = int64_t(part) * a.total + row;
       add_to(a.mass + at, double(recent.mass));
