@@ -31,8 +31,8 @@ template <class Tile>
 __global__ void __launch_bounds__(Teams<Tile>::kBlockThreads) best_codes(const BestCodesArguments a) {
   using T = Teams<Tile>;
   const int team = int(threadIdx.x) / Tile::kThreads;
-  const int64_t given_row = int64_t(blockIdx.x) * T::kPerBlock + team;
-  const int64_t row = given_row < a.total ? given_row : a.total - 1;  // the last block's spare teams repeat a row
+  const auto given_row = [&] { return int(made_anew(blockIdx.x)) * T::kPerBlock + int(made_anew(threadIdx.x)) / Tile::kThreads; };
+  const int row = given_row() < a.total ? given_row() : a.total - 1;  // the last block's spare teams repeat a row
   Tile tile(a.tile, team);
   BestCode found{kNoLogit, kNoCode, 0.0};
   const int blocks = (a.span.count + Tile::kBlock - 1) / Tile::kBlock;
@@ -72,11 +72,10 @@ __global__ void __launch_bounds__(Teams<Tile>::kBlockThreads) best_codes(const B
   for (int mask = 1; mask < T::kLanes; mask <<= 1) {
     found = merged(found, {shuffle_xor(found.best, mask), shuffle_xor(found.code, mask), shuffle_xor(found.others, mask)});
   }
-  if (given_row < a.total && tile.thread() % T::kLanes == 0) {
+  if (given_row() < a.total && tile.thread() % T::kLanes == 0) {
     const int64_t part = int64_t(blockIdx.y) * T::kParts + tile.thread() / T::kLanes;
-    a.best[part * a.total + row] = found.best;
-    a.others[part * a.total + row] = found.others;
-    a.code[part * a.total + row] = found.code;
+    const int64_t at = part * a.total + given_row();
+    a.best[at] = found.best, a.others[at] = found.others, a.code[at] = found.code;
   }
 }
 

@@ -125,8 +125,9 @@ class HadamardTile {
     }
     butterflies<0, 5>(s);
     if constexpr (kExchanges) {
+      const Shared singles = buffer_ + single_base();
 #pragma unroll
-      for (int e = 0; e < kElements; ++e) buffer_.store(single(e), s[e]);
+      for (int e = 0; e < kElements; ++e) singles.store(single(e), s[e]);
       sync();
 #pragma unroll
       for (int e = 0; e < kElements; e += 4) {
@@ -157,8 +158,9 @@ class HadamardTile {
         buffer_.store4(vectors(e), make_float4(x[e], x[e + 1], x[e + 2], x[e + 3]));
       }
       sync();
+      const Shared singles = buffer_ + single_base();
 #pragma unroll
-      for (int e = 0; e < kElements; ++e) x[e] = buffer_.load(single(e));
+      for (int e = 0; e < kElements; ++e) x[e] = singles.load(single(e));
       turn();
     } else {
       lane_butterflies<kLog2Threads>(x, thread_);
@@ -205,9 +207,12 @@ class HadamardTile {
   __device__ Shared partner_buffer() const { return buffer_ + (team_ % 2 == 0 ? kBuffer : -kBuffer); }
   // Of place e * T + t, and of the four codes from t * 32 + e on. The parts of e are constants, so that no register
   // holds an address of its own for each e.
-  __device__ int single(int e) const {
-    return thread_ + 4 * (thread_ / kElements) + (e * kThreads + 4 * (e * kThreads / kElements));
+  __device__ int single_base() const {
+    // Several teams in a warp have one number more to keep: there, this one is not.
+    const int thread = kThreads < 32 ? int(made_anew(uint32_t(thread_))) : thread_;
+    return thread + 4 * (thread / kElements);
   }
+  __device__ static constexpr int single(int e) { return e * kThreads + 4 * (e * kThreads / kElements); }
   __device__ int vectors(int e) const { return thread_ * (kElements + 4) + e; }
 
   const int thread_, team_;
