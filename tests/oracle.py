@@ -7,15 +7,17 @@ import itertools
 import math
 
 import torch
+from cases import make_dictionary
 
-from cplearn_kernels import cplearn_loss, default_temperature, reference
+import cplearn_kernels
+from cplearn_kernels import DenseDictionary, RademacherDictionary, cplearn_loss, default_temperature, reference
 
 # Design of the library: |dL| <= 1e-6 max(|L|, 1); |dg| <= 1e-5 max(|g|, floor). Where logits exceed 60 in size the
 # float32 rounding of a logit alone (3e-5 at 300) moves a probability by more than 1e-5.
 LOSS_TOLERANCE = 1e-6
 GRADIENT_TOLERANCE = 1e-5
 LARGE_LOGIT_GRADIENT_TOLERANCE = 5e-5
-# The backends "cpu" and "triton" with so few features: nothing averages the rounding of a logit, and equal codes share
+# The backends "cpu", "triton" and "cuda" with so few features: nothing averages the rounding of a logit, and equal codes share
 # a row's mass. Calls that name no backend go elsewhere (`reservation`); named, they are held to this.
 FEW_FEATURES = 16
 FEW_FEATURES_TOLERANCES = (5e-6, 5e-5)
@@ -58,6 +60,13 @@ def make_case(dictionary, n: int, regime: str, dtype=torch.float32, seed: int = 
     else:
         temperature = default_temperature(f, c) if regime == "l2" else math.sqrt(f) / 300
     return Case(tuple(view.to(dtype) for view in views), temperature)
+
+
+def signs_dictionary(kind, f, c, device, seed=2):
+    """A dictionary of ±1 codes by name; "dense" has entries that no generator made."""
+    if kind != "dense":
+        return make_dictionary(kind, f, c, seed)
+    return DenseDictionary(RademacherDictionary(f, c, seed=seed + 9).to_dense(device=device))
 
 
 def prior_probs(num_codes: int, with_zeros: bool) -> torch.Tensor:
@@ -109,7 +118,7 @@ class LossOracle:
         loss, gradient = LOSS_TOLERANCE, GRADIENT_TOLERANCE
         if self.large_logits:
             gradient = LARGE_LOGIT_GRADIENT_TOLERANCE
-        if self.few_features and backend.startswith(("cpu", "triton")):
+        if self.few_features and backend.startswith(("cpu", "triton", "cuda")):
             loss, gradient = FEW_FEATURES_TOLERANCES
         return loss, max(gradient, CAST_TOLERANCE.get(dtype, 0))
 
@@ -154,3 +163,27 @@ def check_loss(conformance, label, oracle, setting, loss, gradients, dtype=None)
     conformance.record(label, "cplearn_loss", dtype, regime, loss_error, gradient_error, tolerance)
     assert math.isfinite(loss_error) and loss_error <= loss_tolerance, (label, setting, dtype, regime)
     assert math.isfinite(gradient_error) and gradient_error <= tolerance, (label, setting, dtype, regime)
+
+
+def check_row_function(conformance, backend, function, dictionary, n, regime, dtype=torch.float32, device="cpu"):
+    """A function of one batch and its gradient on a GPU backend, against the oracle, with the tolerances of the loss."""
+    f, on_cpu = dictionary.num_features, dictionary.to("cpu")
+    case = make_case(on_cpu, n, regime, dtype)
+    h, exact = case.views[0].to(device, copy=True).requires_grad_(), case.views[0].double().requires_grad_()
+    expected = getattr(reference, function)(exact, on_cpu, temperature=case.temperature)
+    rows = n if function == "mean_assignment" else 1
+    upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(5)) * rows
+    (expected_gradient,) = torch.autograd.grad(expected, exact, upstream.double())
+    result = getattr(cplearn_kernels, function)(h, dictionary, temperature=case.temperature, backend=backend)
+    (gradient,) = torch.autograd.grad(result, h, upstream.to(device))
+    scale = upstream.norm().item() * math.sqrt(f) / case.temperature / rows
+    value_error = relative_error(result.detach().cpu(), expected.detach(), 0.0)
+    gradient_error = relative_error(gradient.cpu(), expected_gradient, 1e-2 * scale)
+    large = bool(reference.logits(exact, on_cpu, temperature=case.temperature).abs().max() > LARGE_LOGIT)
+    tolerance = LARGE_LOGIT_GRADIENT_TOLERANCE if large else GRADIENT_TOLERANCE
+    few = FEW_FEATURES_TOLERANCES[1] if f <= FEW_FEATURES else 0
+    gradient_tolerance = max(tolerance, CAST_TOLERANCE.get(dtype, 0), few)
+    name = ("f <= 16, " if few else "") + ("logits > 60" if large else "logits <= 60")
+    conformance.record(backend, function, dtype, name, value_error, gradient_error, gradient_tolerance)
+    assert value_error <= tolerance, (regime, dictionary)
+    assert gradient_error <= gradient_tolerance, (regime, dictionary)

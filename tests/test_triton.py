@@ -12,19 +12,14 @@ import pytest
 import torch
 from cases import embeddings, loss_and_gradients, make_dictionary, one_thread, same_bits  # noqa: F401
 from oracle import (
-    CAST_TOLERANCE,
-    FEW_FEATURES,
-    FEW_FEATURES_TOLERANCES,
-    GRADIENT_TOLERANCE,
-    LARGE_LOGIT,
-    LARGE_LOGIT_GRADIENT_TOLERANCE,
     REGIMES,
     SETTINGS,
     LossOracle,
     check_loss,
+    check_row_function,
     make_case,
-    relative_error,
     run_loss,
+    signs_dictionary,
 )
 
 import cplearn_kernels as cpk
@@ -38,13 +33,6 @@ from cplearn_kernels.backends.triton_codes import codes_of  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROW_FUNCTIONS = ("projector_softmax", "projector_logsumexp", "expected_code", "mean_assignment")
-
-
-def dictionary_of(kind, f, c, seed=2):
-    """ "dense" has entries of ±1 that no generator made."""
-    if kind != "dense":
-        return make_dictionary(kind, f, c, seed)
-    return cpk.DenseDictionary(cpk.RademacherDictionary(f, c, seed=seed + 9).to_dense(device=DEVICE))
 
 
 @pytest.fixture
@@ -65,7 +53,7 @@ def short_pieces(monkeypatch):
 @pytest.mark.parametrize("f", [1, 7, 32, 100, 129, 300, 2048])
 def test_codes_are_those_of_the_dictionary(kind, f):
     """Coordinate by coordinate, as the kernels that finish a result make them, on both sides of a block's edge."""
-    dictionary = dictionary_of(kind, f, 600, seed=2**63 + 5)
+    dictionary = signs_dictionary(kind, f, 600, DEVICE, seed=2**63 + 5)
     batch = Batch([torch.ones(1, f, device=DEVICE)], codes_of(dictionary, DEVICE), [1.0])
     for start, count in ((0, 5), (250, 9), (597, 3)):
         codes = batch.dense_codes(start, count).cpu()
@@ -85,7 +73,7 @@ def test_codes_with_large_indices(kind):
 @pytest.mark.parametrize("f, c", [(1, 9), (7, 40), (33, 300), (128, 200), (129, 300), (300, 1100), (520, 1030)])
 def test_scores_of_unit_vectors_are_the_codes_exactly(kind, f, c):
     """h = e_k picks coordinate k of every code out of the tiles that the passes multiply with: bit for bit the CPU's."""
-    dictionary = dictionary_of(kind, f, c)
+    dictionary = signs_dictionary(kind, f, c, DEVICE)
     coordinates = torch.tensor(sorted({0, f // 3, f // 2, f - 1}))
     h = torch.zeros(len(coordinates), f, device=DEVICE)
     h[torch.arange(len(coordinates)), coordinates] = 1.0
@@ -110,7 +98,7 @@ SHAPES = [
 
 @pytest.mark.parametrize("kind, f, c, n", SHAPES)
 def test_loss_and_gradient(kind, f, c, n, conformance):
-    dictionary = dictionary_of(kind, f, c)
+    dictionary = signs_dictionary(kind, f, c, DEVICE)
     on_cpu = dictionary.to("cpu")
     for position, regime in enumerate(REGIMES[:2] if f > 1000 or n > 60 else REGIMES):
         case = make_case(on_cpu, n, regime)
@@ -142,56 +130,34 @@ def test_half_precision(kind, f, dtype, conformance):
 @pytest.mark.parametrize("kind, f", [("hadamard", 100), ("hadamard", 260), ("rademacher", 40), ("rademacher", 130),
                                      ("dense", 130)])  # fmt: skip
 def test_dictionaries_of_several_pieces(short_pieces, kind, f, prior, conformance):
-    dictionary = dictionary_of(kind, f, 1300)
+    dictionary = signs_dictionary(kind, f, 1300, DEVICE)
     case = make_case(dictionary.to("cpu"), 4, "l2")
     setting = (prior, True, 1.0)
     answer = run_loss(dictionary, case, setting, "triton", DEVICE)
     check_loss(conformance, "triton", LossOracle(dictionary.to("cpu"), case), setting, *answer)
 
 
-def check_row_function(conformance, function, dictionary, n, regime, dtype=torch.float32):
-    """As `test_conformance.test_row_functions`, on this module's device."""
-    f, on_cpu = dictionary.num_features, dictionary.to("cpu")
-    case = make_case(on_cpu, n, regime, dtype)
-    h, exact = case.views[0].to(DEVICE, copy=True).requires_grad_(), case.views[0].double().requires_grad_()
-    expected = getattr(reference, function)(exact, on_cpu, temperature=case.temperature)
-    rows = n if function == "mean_assignment" else 1
-    upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(5)) * rows
-    (expected_gradient,) = torch.autograd.grad(expected, exact, upstream.double())
-    result = getattr(cpk, function)(h, dictionary, temperature=case.temperature, backend="triton")
-    (gradient,) = torch.autograd.grad(result, h, upstream.to(DEVICE))
-    scale = upstream.norm().item() * math.sqrt(f) / case.temperature / rows
-    value_error = relative_error(result.detach().cpu(), expected.detach(), 0.0)
-    gradient_error = relative_error(gradient.cpu(), expected_gradient, 1e-2 * scale)
-    large = bool(reference.logits(exact, on_cpu, temperature=case.temperature).abs().max() > LARGE_LOGIT)
-    tolerance = LARGE_LOGIT_GRADIENT_TOLERANCE if large else GRADIENT_TOLERANCE
-    few = FEW_FEATURES_TOLERANCES[1] if f <= FEW_FEATURES else 0
-    gradient_tolerance = max(tolerance, CAST_TOLERANCE.get(dtype, 0), few)
-    name = ("f <= 16, " if few else "") + ("logits > 60" if large else "logits <= 60")
-    conformance.record("triton", function, dtype, name, value_error, gradient_error, gradient_tolerance)
-    assert value_error <= tolerance, (regime, dictionary)
-    assert gradient_error <= gradient_tolerance, (regime, dictionary)
-
-
 @pytest.mark.parametrize("function", ROW_FUNCTIONS)
 @pytest.mark.parametrize("kind, f, c, n", SHAPES[1:10:2] + SHAPES[12::2])
 def test_row_functions(kind, f, c, n, function, conformance):
     for regime in (REGIMES[f % 2], REGIMES[2]) if f < 1000 else REGIMES[:1]:
-        check_row_function(conformance, function, dictionary_of(kind, f, c), n, regime)
+        dictionary = signs_dictionary(kind, f, c, DEVICE)
+        check_row_function(conformance, "triton", function, dictionary, n, regime, device=DEVICE)
 
 
 @pytest.mark.parametrize("function", ROW_FUNCTIONS)
 @pytest.mark.parametrize("kind, f", [("hadamard", 100), ("hadamard", 260), ("rademacher", 130)])
 def test_row_functions_over_several_pieces(short_pieces, kind, f, function, conformance):
-    check_row_function(conformance, function, dictionary_of(kind, f, 1300), 3, "l2")
-    check_row_function(conformance, function, dictionary_of(kind, f, 300), 3, "l2", torch.bfloat16)
+    for c, dtype in ((1300, torch.float32), (300, torch.bfloat16)):
+        dictionary = signs_dictionary(kind, f, c, DEVICE)
+        check_row_function(conformance, "triton", function, dictionary, 3, "l2", dtype, device=DEVICE)
 
 
 @pytest.mark.parametrize("kind, f, c, n, top_k", [("hadamard", 7, 300, 15, 1), ("hadamard", 300, 1100, 5, 5),
                                                   ("rademacher", 100, 301, 5, 1), ("rademacher", 200, 300, 5, 300),
                                                   ("hadamard", 128, 3, 9, 2), ("dense", 100, 301, 5, 3)])  # fmt: skip
 def test_assign(kind, f, c, n, top_k):
-    dictionary = dictionary_of(kind, f, c)
+    dictionary = signs_dictionary(kind, f, c, DEVICE)
     h = make_case(dictionary.to("cpu"), n, "l2").views[0]
     scores, codes = (x.cpu() for x in cpk.assign(h.to(DEVICE), dictionary, top_k=top_k, backend="triton"))
     everything = reference.logits(h.double(), dictionary.to("cpu"), temperature=1.0)

@@ -8,7 +8,7 @@ import types
 import torch
 
 from ..dictionary import Dictionary
-from . import cpu, cuda, torch_chunked, triton_backend
+from . import cpu, cuda, cuda_architectures, self_check, torch_chunked, triton_backend
 
 # Fastest first: the order in which a call without a named backend tries them.
 _IMPLEMENTED = {module.NAME: module for module in (cpu, cuda, triton_backend, torch_chunked)}
@@ -87,19 +87,31 @@ def select(name: str | None, function: str, dictionary: Dictionary, h: torch.Ten
     """The module that serves this call: the named one, or the fastest that can and has no reservation.
 
     Raises:
-        RuntimeError: the named backend cannot serve the call; the sentence says why.
+        RuntimeError: the named backend cannot serve the call, or a GPU backend failed its self-check; the sentence says
+            why.
     """
     if name is None:
-        return next(
-            module
-            for module in _IMPLEMENTED.values()
-            if _objection(module, function, dictionary, h) is None and module.reservation(dictionary, h.device) is None
-        )
-    module = _IMPLEMENTED[name]
-    objection = _objection(module, function, dictionary, h)
-    if objection is not None:
-        raise RuntimeError(f"backend {name!r} cannot run {function}: {objection}")
+        module = _fastest(function, dictionary, h)
+    else:
+        module = _IMPLEMENTED[name]
+        objection = _objection(module, function, dictionary, h)
+        if objection is not None:
+            raise RuntimeError(f"backend {name!r} cannot run {function}: {objection}")
+    self_check.ensure(module, h.device)
     return module
+
+
+def _fastest(function, dictionary, h) -> types.ModuleType:
+    willing = (
+        module
+        for module in _IMPLEMENTED.values()
+        if _objection(module, function, dictionary, h) is None and module.reservation(dictionary, h.device) is None
+    )
+    first = next(willing)
+    if first is cuda and not cuda_architectures.preferred(dictionary, h.device):
+        second = next(willing)
+        return second if second is triton_backend else first
+    return first
 
 
 def _objection(module, function, dictionary, h) -> str | None:

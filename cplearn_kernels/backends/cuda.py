@@ -42,6 +42,8 @@ _PRIOR_NUMBERS = {"reverse_kl": 0, "cross_entropy": 1}
 _MAX_FEATURES = 8192
 _MAX_CODES = 1 << 30
 _MAX_ROWS = 1 << 22  # of one batch
+# Codes that are worked on at a time, and, for independent codes, products with rows that are kept meanwhile.
+SPAN_CODES = SPAN_PRODUCTS = 1 << 22
 # `assign` takes codes in chunks of whole blocks of this size, and holds about this many scores at a time.
 _BLOCK = 8192
 _SCORES = 1 << 22
@@ -61,7 +63,8 @@ _emulation: _Emulation | None = None
 
 
 @contextlib.contextmanager
-def emulated(kernels: types.ModuleType, processors: int = 2, span_codes: int = 1 << 22, span_products: int = 1 << 22):
+def emulated(kernels: types.ModuleType, processors: int = 2, span_codes: int = SPAN_CODES,
+             span_products: int = SPAN_PRODUCTS):
     """For tests: run calls on CPU tensors with the emulated kernels of tests/cuda_emulation."""
     global _emulation
     previous, _emulation = _emulation, _Emulation(kernels, processors, span_codes, span_products)
@@ -78,12 +81,17 @@ def unavailable() -> str | None:
     if _kernels is None:
         return _missing
     built = f"built for {_kernels.architectures()}"
-    count, reason = _kernels.device_count()
+    count, reason = _device_count()
     if count == 0:
         return f"{built}; no device: {reason}"
     if not torch.cuda.is_available():
         return f"{built}; there is a GPU, but PyTorch {torch.__version__} cannot use it"
     return None
+
+
+@functools.lru_cache(maxsize=1)
+def _device_count() -> tuple[int, str]:
+    return _kernels.device_count()
 
 
 def unsupported_device(device: torch.device) -> str | None:
@@ -116,7 +124,7 @@ def reservation(dictionary: Dictionary, device: torch.device) -> str | None:
         return "the emulation is for tests"
     if dictionary.num_features <= 16:
         return "float32 logits lack precision for 16 features and fewer"
-    return cuda_architectures.reservation(dictionary, device)
+    return cuda_architectures.reservation(device)
 
 
 def description() -> str:
@@ -255,7 +263,7 @@ def _device(device: torch.device):
     properties = torch.cuda.get_device_properties(device)
     return _kernels, _kernels.Device(
         torch.cuda.current_device(), torch.cuda.current_stream(device).cuda_stream, properties.multi_processor_count,
-        getattr(properties, "shared_memory_per_block_optin", 99 * 1024), 1 << 22, 1 << 22,
+        getattr(properties, "shared_memory_per_block_optin", 99 * 1024), SPAN_CODES, SPAN_PRODUCTS,
     )  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """On which architectures the CUDA kernels have been tested, and for which calls they are the default.
 
 `cuda_architectures.json` is the record: "verified" lists architectures ("sm_90") on which all GPU tests of the backend
-have passed (docs/gpu-status.md says when); "preferred_over_triton" maps an architecture to the kinds of dictionary for
-which measurements there found this backend the faster one. A call that names no backend comes here only with both.
+have passed (docs/gpu-status.md says when); "preferred_over_triton" maps an architecture and a kind of dictionary to the
+numbers of features, [least, most], between which measurements there found this backend the faster of the two. Triton's
+kernels have a record of their own, in triton_configurations.json.
 """
 
 from __future__ import annotations
@@ -35,11 +36,14 @@ def name(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
-def reservation(dictionary: Dictionary, device: torch.device) -> str | None:
+def reservation(device: torch.device) -> str | None:
     """Why a call that names no backend should not go to the CUDA kernels, or None."""
     architecture = name(device)
-    if architecture not in verified():
-        return f"its tests have not been run on {architecture}: name it to use it"
-    if dictionary.kind not in _record()["preferred_over_triton"].get(architecture, ()):
-        return f"it has not been measured to be the fastest for {dictionary.kind} dictionaries on {architecture}"
-    return None
+    return None if architecture in verified() else f"its tests have not been run on {architecture}: name it to use it"
+
+
+def preferred(dictionary: Dictionary, device: torch.device) -> bool:
+    """Whether the CUDA kernels have been measured to be faster than Triton's for such a dictionary on such a GPU."""
+    ranges = _record()["preferred_over_triton"].get(name(device), {})
+    least, most = ranges.get(dictionary.kind, (1, 0))
+    return least <= dictionary.num_features <= most

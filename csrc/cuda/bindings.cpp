@@ -56,15 +56,16 @@ Dictionary make_dictionary(int kind, int64_t num_features, int64_t num_codes, ui
 void bind(py::module_& m) {
   using D = const Dictionary&;
   using Views = const std::vector<View>&;
-  py::class_<Device>(m, "Device")
+  py::class_<Device>(m, "Device", py::module_local())
       .def(py::init([](int index, Address stream, int processors, int shared_limit, int64_t span_codes,
                        int64_t span_products) {
              return Device{index, at<void>(stream), processors, shared_limit, span_codes, span_products};
            }),
            py::arg("index"), py::arg("stream"), py::arg("processors"), py::arg("shared_limit"), py::arg("span_codes"),
            py::arg("span_products"));
-  // Python attaches the tensors that it points into, so that all live equally long.
-  py::class_<Dictionary>(m, "Dictionary", py::dynamic_attr())
+  // Python attaches the tensors that it points into, so that all live equally long. Local to the module: the emulated
+  // kernels are loaded beside the real ones.
+  py::class_<Dictionary>(m, "Dictionary", py::dynamic_attr(), py::module_local())
       .def(py::init(&make_dictionary), py::arg("kind"), py::arg("num_features"), py::arg("num_codes"), py::arg("seed"),
            py::arg("log2_block"), py::arg("positions"), py::arg("coordinate_at"), py::arg("packed"));
   m.def("architectures", &architectures, "the architectures that machine code was built for");

@@ -14,6 +14,7 @@
 #include <functional>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -106,10 +107,19 @@ inline uint32_t warp_ballot(bool value) {
   return result;
 }
 
+// Through a table: the compiler's own conversion is a call, and a product of two tiles takes thousands.
 inline float half_value(uint16_t bits) {
-  _Float16 half;
-  std::memcpy(&half, &bits, 2);
-  return float(half);
+  static const std::vector<float> table = [] {
+    std::vector<float> values(1 << 16);
+    for (int i = 0; i < 1 << 16; ++i) {
+      const uint16_t pattern = uint16_t(i);
+      _Float16 half;
+      std::memcpy(&half, &pattern, 2);
+      values[i] = float(half);
+    }
+    return values;
+  }();
+  return table[bits];
 }
 inline uint16_t half_bits(float value) {
   const _Float16 half = _Float16(value);
@@ -123,15 +133,17 @@ inline void multiply_add_16x8x16(float (&d)[4], const uint32_t (&a)[4], const ui
   const uint32_t words[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
   const int lane = int(threadIdx.x) % 32, group = lane / 4, in_group = lane % 4;
   emulation::warp_collective(words, 6, [&](const uint32_t (&all)[32][16]) {
-    const auto half_of = [](uint32_t word, int which) { return half_value(uint16_t(word >> (16 * which))); };
-    for (int i = 0; i < 4; ++i) {
-      const int row = group + 8 * (i / 2), column = 2 * in_group + i % 2;
-      float sum = 0;  // the products first, then the accumulator, as the hardware adds a group of k at a time
-      for (int k = 0; k < 16; ++k) {
-        const float left = half_of(all[row % 8 * 4 + k % 8 / 2][row / 8 + 2 * (k / 8)], k % 2);
-        const float right = half_of(all[column * 4 + k % 8 / 2][4 + k / 8], k % 2);
-        sum += left * right;
+    float left[2][16], right[2][16];  // of this lane's two rows and two columns
+    for (int k = 0; k < 16; ++k) {
+      const int owner = k % 8 / 2, shift = 16 * (k % 2);
+      for (int half = 0; half < 2; ++half) {
+        left[half][k] = half_value(uint16_t(all[group * 4 + owner][half + 2 * (k / 8)] >> shift));
+        right[half][k] = half_value(uint16_t(all[(2 * in_group + half) * 4 + owner][4 + k / 8] >> shift));
       }
+    }
+    for (int i = 0; i < 4; ++i) {
+      float sum = 0;  // the products first, then the accumulator, as the hardware adds a group of k at a time
+      for (int k = 0; k < 16; ++k) sum += left[i / 2][k] * right[i % 2][k];
       d[i] += sum;
     }
   });
