@@ -1,4 +1,4 @@
-"""Which of the backends "cuda" and "triton" is faster: row by row, and for each kind of dictionary."""
+"""Which of the backends "cuda" and "triton" is faster: row by row, and for each kind of dictionary and f."""
 
 from __future__ import annotations
 
@@ -29,24 +29,26 @@ def ratio(row: Mapping[str, Any]) -> float | None:
     return triton["median"] / cuda["median"]
 
 
-def by_dictionary(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What the rows of loss and gradient say for each kind of dictionary, over those where both were measured.
-
-    Returns:
-        kind -> `rows`, their number; `faster`, in how many cuda is; geometric `mean`, `min` and `max` of the ratio;
-        `preferred`, whether cuda's mean is ahead by `LEAST_GAIN`.
-    """
-    found: dict[str, list[float]] = {}
+def by_dictionary(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, list[float]]]:
+    """kind of dictionary -> f -> ratios, of the rows of loss and gradient where both were measured."""
+    found: dict[str, dict[int, list[float]]] = {}
     for row in rows:
         measured = ratio(row) if row["task"] == "loss" else None
         if measured is not None:
-            found.setdefault(row["dictionary"], []).append(measured)
-    result = {}
-    for kind, numbers in found.items():
-        mean = math.exp(sum(map(math.log, numbers)) / len(numbers))
-        result[kind] = {"rows": len(numbers), "faster": sum(number > 1 for number in numbers), "mean": mean,
-                        "min": min(numbers), "max": max(numbers), "preferred": mean >= LEAST_GAIN}  # fmt: skip
-    return result
+            found.setdefault(row["dictionary"], {}).setdefault(row["num_features"], []).append(measured)
+    return {kind: dict(sorted(of.items())) for kind, of in found.items()}
+
+
+def preferred(of: Mapping[int, Sequence[float]]) -> list[int] | None:
+    """[least, most] of the longest run of measured f at which cuda is ahead by `LEAST_GAIN`, None without any."""
+    runs: list[list[int]] = [[]]
+    for f, numbers in of.items():
+        if _mean(numbers) >= LEAST_GAIN:
+            runs[-1].append(f)
+        else:
+            runs.append([])
+    longest = max(runs, key=len)
+    return [longest[0], longest[-1]] if longest else None
 
 
 def verdicts(record: Mapping[str, Any]) -> list[str]:
@@ -56,8 +58,16 @@ def verdicts(record: Mapping[str, Any]) -> list[str]:
         return []
     lines = []
     for kind, of in found.items():
-        faster, factor = (PAIR[0], of["mean"]) if of["mean"] >= 1 else (PAIR[1], 1 / of["mean"])
-        lines.append(f"{kind}: {faster} is faster, {factor:.2f}x in the geometric mean of {of['rows']} rows; cuda in "
-                     f"{of['faster']} of them, {of['min']:.2f}x to {of['max']:.2f}x")  # fmt: skip
-    entry = {record["machine"].get("architecture"): [kind for kind, of in found.items() if of["preferred"]]}
+        numbers = [number for some in of.values() for number in some]
+        mean, ahead = _mean(numbers), sum(number > 1 for number in numbers)
+        faster, factor = (PAIR[0], mean) if mean >= 1 else (PAIR[1], 1 / mean)
+        sizes = ", ".join(f"{_mean(some):.2f} at f = {f}" for f, some in of.items())
+        lines.append(f"{kind}: {faster} is faster, {factor:.2f}x in the geometric mean, cuda in {ahead} of "
+                     f"{len(numbers)} rows; cuda/triton {sizes}")  # fmt: skip
+    ranges = {kind: preferred(of) for kind, of in found.items()}
+    entry = {record["machine"].get("architecture"): {kind: run for kind, run in ranges.items() if run}}
     return [*lines, f'"preferred_over_triton" of cplearn_kernels/backends/cuda_architectures.json: {json.dumps(entry)}']
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return math.exp(sum(map(math.log, numbers)) / len(numbers))

@@ -17,7 +17,7 @@ sys.path.append(str(ROOT))  # bench/ is used from the checkout and never install
 
 import cplearn_kernels as cpk  # noqa: E402
 from bench import gpu, gpu_columns, gpu_machine, gpu_tests, gpu_timing, gpu_worker  # noqa: E402
-from bench.gpu_backends import by_dictionary, verdicts  # noqa: E402
+from bench.gpu_backends import by_dictionary, preferred, verdicts  # noqa: E402
 from bench.gpu_bars import bound_for, judge  # noqa: E402
 from bench.gpu_record import FILE, PROGRESS_FILE, Record, write_json  # noqa: E402
 from bench.gpu_rows import BARS, COLUMNS, LIBRARY, ROWS, TASKS, GpuBar, GpuRow, plan  # noqa: E402
@@ -122,41 +122,49 @@ def test_a_wrong_backend_costs_the_other_no_bar_and_a_goal_is_judged_apart():
 
 
 def _two_backends(*sizes):
-    """A record with a row for each (dictionary, seconds of cuda in each round, seconds of triton)."""
+    """A record with a row for each (dictionary, f, seconds of cuda in each round, seconds of triton)."""
     record = _record({})
     record["machine"] = {"architecture": "sm_90"}
     record["rows"] = []
-    for number, (dictionary, cuda, triton) in enumerate(sizes):
-        cells = {}
-        for column, seconds in ((CUDA, cuda), (TRITON, triton)):
-            middle = sorted(seconds)[len(seconds) // 2]
-            cells[column] = {**_cell(middle), "seconds": seconds}
+    for number, (dictionary, f, *times) in enumerate(sizes):
+        cells = {column: {**_cell(sorted(seconds)[len(seconds) // 2]), "seconds": seconds}
+                 for column, seconds in zip((CUDA, TRITON), times)}  # fmt: skip
         (row,) = _record(cells)["rows"]
-        record["rows"].append({**row, "name": f"r{number}", "dictionary": dictionary})
+        record["rows"].append({**row, "name": f"r{number}", "dictionary": dictionary, "num_features": f})
     return record
 
 
 def test_the_table_shows_both_backends_and_who_is_faster_on_which_dictionary():
     # In every round of the first row cuda is twice as fast; the ratio of the medians would be 3.
-    record = _two_backends(("hadamard", [1.0, 3.0, 2.0], [2.0, 6.0, 6.0]), ("hadamard", [1.0], [8.0]),
-                           ("rademacher", [3.0], [1.0]), ("dense", [1.0], [1.01]))  # fmt: skip
-    record["rows"][0]["cells"][TRITON]["seconds"][2] = 4.0
-    found = by_dictionary(record["rows"])
-    assert found["hadamard"]["mean"] == pytest.approx(4.0) and found["hadamard"]["faster"] == 2
+    record = _two_backends(("hadamard", 128, [1.0, 2.0, 3.0], [2.0, 6.0, 6.0]), ("hadamard", 128, [1.0], [8.0]),
+                           ("rademacher", 128, [3.0], [1.0]), ("dense", 128, [1.0], [1.01]))  # fmt: skip
+    record["rows"][0]["cells"][TRITON]["seconds"][1] = 4.0
+    assert by_dictionary(record["rows"])["hadamard"] == {128: [2.0, 8.0]}
     printed = text(record)
     (line,) = [line for line in printed.splitlines() if line.startswith("loss H") and " 8 s " in line]
     assert line.split()[5:] == ["1", "s", "8", "s", "1.00e+03", "1.25e+02", "1.0", "MB", "1.0", "MB", "8.00"]
-    assert "call W n f c cuda triton cuda l/s triton l/s cuda peak triton peak cuda/triton" in " ".join(printed.split())
+    heading = "call W n f c cuda triton cuda l/s triton l/s cuda peak triton peak cuda/triton"
+    assert heading in " ".join(printed.split())
     first, second, third, last = verdicts(record)
-    assert first.startswith("hadamard: cuda is faster, 4.00x")
-    assert second.startswith("rademacher: triton is faster, 3.00x")
-    assert last.endswith('{"sm_90": ["hadamard"]}') and all(part in printed for part in (first, second, third, last))
+    assert first.startswith("hadamard: cuda is faster, 4.00x") and "cuda in 2 of 2 rows" in first
+    assert second.startswith("rademacher: triton is faster, 3.00x") and "0.33 at f = 128" in second
+    assert last.endswith('{"sm_90": {"hadamard": [128, 128]}}')
+    assert all(part in printed for part in (first, second, third, last))
     # What is wrong is not fast; and with one backend there is nothing to compare.
     record["rows"][1]["wrong"] = [f"{CUDA}: zeros"]
-    assert by_dictionary(record["rows"])["hadamard"]["mean"] == pytest.approx(2.0)
+    assert by_dictionary(record["rows"])["hadamard"] == {128: [2.0]}
     for row in record["rows"]:
         del row["cells"][TRITON]
-    assert verdicts(record) == [] and "beside each other" not in text({**record, "rows": []})
+        row["columns"].remove(TRITON)
+    assert verdicts(record) == [] and "beside each other" not in text(record)
+
+
+@pytest.mark.parametrize("ratios, expected", [
+    ({128: 2.0, 384: 1.5, 2048: 1.2}, [128, 2048]), ({128: 0.9, 384: 1.5, 2048: 1.2}, [384, 2048]),
+    ({128: 1.2, 384: 0.5, 2048: 1.5}, [128, 128]), ({128: 1.01, 384: 0.5}, None),
+])  # fmt: skip
+def test_the_preferred_range_holds_no_size_at_which_triton_is_faster(ratios, expected):
+    assert preferred({f: [ratio / 2, ratio * 2] for f, ratio in ratios.items()}) == expected
 
 
 def test_the_bound_comes_from_a_module_that_may_be_missing_or_fail(monkeypatch):
@@ -214,19 +222,18 @@ def test_turns_alternate_end_before_the_deadline_and_survive_an_error():
 
 def test_a_backend_that_is_there_and_cannot_serve_the_gpu_is_refused(monkeypatch):
     known = cpk.backends()
-    known["cuda"] = replace(known["torch"], name="cuda")  # as on a machine where it was built and loads
+    for name in ("cuda", "triton"):
+        known[name] = replace(known["torch"], name=name)  # as on a machine where it was built and loads
     monkeypatch.setattr(cpk, "backends", lambda: known)
-    right = gpu_machine.select
 
-    def select(name, function, dictionary, tensor):
-        if name == "cuda" and tensor.device.type == "cuda":
-            raise RuntimeError("backend 'cuda' cannot run: it needs compute capability 8.0")
-        return right("torch", function, dictionary, tensor)
+    def unsupported(device):
+        return "it needs compute capability 8.0" if device.type == "cuda" else None
 
-    monkeypatch.setattr(gpu_machine, "select", select)
-    usable, refused = gpu_machine.usable_backends(["cuda", "torch", "nonsense"], dry_run=False)
-    assert list(usable) == ["torch"] and refused["nonsense"] == "no such backend"
-    assert refused["cuda"].endswith("it needs compute capability 8.0")
+    monkeypatch.setattr(gpu_machine._ON_GPU["cuda"], "unsupported_device", unsupported)
+    monkeypatch.setattr(gpu_machine._ON_GPU["triton"], "unsupported_device", lambda device: None)
+    usable, refused = gpu_machine.usable_backends(None, dry_run=False)
+    assert list(usable) == ["triton", "torch"] and refused == {"cuda": "it needs compute capability 8.0"}
+    assert gpu_machine.usable_backends(["nonsense"], dry_run=False)[1] == {"nonsense": "no such backend"}
     assert list(gpu_machine.usable_backends(["cuda"], dry_run=True)[0]) == ["cuda"]
 
 
