@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import sysconfig
 import time
@@ -205,18 +206,22 @@ def test_checks_alone_and_a_missing_sanitizer(tmp_path, monkeypatch):
 # ---- the compiled core ----------------------------------------------------------------------------------------------
 
 
-def test_a_checkout_without_a_core_gets_that_of_the_installed_package(tmp_path):
+def test_a_checkout_without_a_core_or_with_an_older_one_gets_that_of_the_installed_package(tmp_path):
     name = f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
     checkout, installed, empty = (tmp_path / part for part in ("checkout", "installed", "empty"))
     for folder in (checkout, installed):
         (folder / "cplearn_kernels").mkdir(parents=True)
     (installed / "cplearn_kernels" / name).write_text("core")
     assert gpu_core.adopt(checkout, [str(checkout), str(empty)]) is None
-    assert "was copied from" in gpu_core.adopt(checkout, [str(checkout), str(empty), str(installed)])
+    assert "had no compiled core" in gpu_core.adopt(checkout, [str(checkout), str(empty), str(installed)])
     assert (checkout / "cplearn_kernels" / name).read_text() == "core"
-    (installed / "cplearn_kernels" / name).write_text("another")
-    assert gpu_core.adopt(checkout, [str(installed)]) is None  # its own stays
-    assert (checkout / "cplearn_kernels" / name).read_text() == "core"
+    assert gpu_core.adopt(checkout, [str(installed)]) is None
+    own, other = (folder / "cplearn_kernels" / name for folder in (checkout, installed))
+    other.write_text("another")
+    os.utime(other, (own.stat().st_mtime - 10,) * 2)
+    assert gpu_core.adopt(checkout, [str(installed)]) is None and own.read_text() == "core"  # built in place since
+    os.utime(other, (own.stat().st_mtime + 10,) * 2)
+    assert "had an older compiled core" in gpu_core.adopt(checkout, [str(installed)]) and own.read_text() == "another"
 
 
 def test_a_process_is_ended_with_what_it_started(tmp_path):
