@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Iterable, Mapping
 
 from bench.gpu_rows import LIBRARY, GpuBar
+from bench.table import duration
 
 
 def bound_for(architecture: str, row: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -27,10 +29,10 @@ def fastest(row: Mapping[str, Any]) -> str | None:
 
 
 def judge(bars: Iterable[GpuBar], record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One entry per bar: `row`, `text`, `required`, `measured`, `unit`, `note` and `met`.
+    """One entry per bar: `backend`, `row`, `text`, `required`, `measured`, `unit`, `note`, `met` and `goal_met`.
 
-    `met` and `measured` are None where what the bar needs was not measured; `note` then says why. The library is its
-    fastest backend; a row that was found wrong meets no bar.
+    `met` and `measured` are None where what the bar needs was not measured; `note` then says why. `goal_met` is None
+    where there is no goal, too. A backend whose result in the row was found wrong meets no bar.
     """
     rows = {row["name"]: row for row in record["rows"]}
     return [_judged(bar, rows.get(bar.row), record["machine"]) for bar in bars]
@@ -42,24 +44,46 @@ def _judged(bar: GpuBar, row: Mapping[str, Any] | None, machine: Mapping[str, An
         "speedup": (f"at least {bar.value:g}x as fast as {bar.against}", "x"),
         "tensor": (f"at least {bar.value:.0%} of the bf16 matrix rate", "%"),
         "memory": (f"peak below {bar.value:.0%} of {bar.against} with its weight", "%"),
+        "peak": (f"peak below {bar.value / 1e9:g} GB", "bytes"),
+        "time": (f"below {duration(bar.value)}", "s"),
         "runs": ("runs", "s"),
     }[bar.kind]
-    column = fastest(row) if row else None
+    text += f" (goal {bar.goal:.2g})" if bar.goal else ""
+    column = _column(bar, row)
+    goal_met = None
     if column is None:
-        measured, met, note = None, None, _reason(row)
+        measured, met, note = None, None, _reason(bar, row)
     else:
         measured, met, note = _MEASURES[bar.kind](bar, row, column, machine)
-        if row["wrong"]:
+        if found_wrong(row, column):
             met, note = False, "the row is wrong"
-    if bar.kind == "runs" and column is None and row and any("error" in cell for cell in row["cells"].values()):
+        if bar.goal and measured is not None:
+            goal_met = bool(met) and _MEASURES[bar.kind](replace(bar, value=bar.goal), row, column, machine)[1]
+    failed = row and any("error" in cell for _, cell in _cells(bar, row))
+    if bar.kind == "runs" and column is None and failed:
         met = False
-    return {"row": bar.row, "text": text, "required": bar.value, "measured": measured, "unit": unit, "note": note,
-            "met": met}
+    return {"backend": bar.backend, "row": bar.row, "text": text, "required": bar.value, "measured": measured,
+            "unit": unit, "note": note, "met": met, "goal_met": goal_met}
 
 
-def _reason(row: Mapping[str, Any] | None) -> str:
-    cells = row["cells"].items() if row else ()
-    return next((_outcome(cell) for name, cell in cells if name.startswith(LIBRARY)), "not measured")
+def found_wrong(row: Mapping[str, Any], column: str) -> bool:
+    """Whether one of the sentences under `wrong` is about this column."""
+    return any(sentence.startswith(f"{column}:") for sentence in row["wrong"])
+
+
+def _cells(bar: GpuBar, row: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The library's cells that the bar may be met by."""
+    return [(name, cell) for name, cell in row["cells"].items()
+            if (name == LIBRARY + bar.backend if bar.backend else name.startswith(LIBRARY))]  # fmt: skip
+
+
+def _column(bar: GpuBar, row: Mapping[str, Any] | None) -> str | None:
+    """The fastest measured column of the bar's backend or, where the bar is nobody's, of all."""
+    return fastest({"cells": dict(_cells(bar, row))}) if row else None
+
+
+def _reason(bar: GpuBar, row: Mapping[str, Any] | None) -> str:
+    return next((_outcome(cell) for _, cell in (_cells(bar, row) if row else ())), "not measured")
 
 
 def _outcome(cell: Mapping[str, Any]) -> str:
@@ -75,10 +99,10 @@ def _rate(bar, row, column, machine):
 
 def _speedup(bar, row, column, machine):
     cell = row["cells"].get(bar.against, {})
-    ratios = [ratio["median"] for ratio in cell.get("ratios", {}).values()]
-    if not ratios:
+    ratio = cell.get("ratios", {}).get(column)
+    if ratio is None:
         return None, None, _outcome(cell)
-    return max(ratios), max(ratios) >= bar.value, column
+    return ratio["median"], ratio["median"] >= bar.value, column
 
 
 def _tensor(bar, row, column, machine):
@@ -103,8 +127,19 @@ def _memory(bar, row, column, machine):
     return 100 * share, share < bar.value, note
 
 
+def _peak(bar, row, column, machine):
+    peak = row["cells"][column]["peak_bytes"]
+    return (None, None, "no memory counter") if peak is None else (peak, peak < bar.value, column)
+
+
+def _time(bar, row, column, machine):
+    seconds = row["cells"][column]["median"]
+    return seconds, seconds < bar.value, column
+
+
 def _runs(bar, row, column, machine):
     return row["cells"][column]["median"], True, column
 
 
-_MEASURES = {"rate": _rate, "speedup": _speedup, "tensor": _tensor, "memory": _memory, "runs": _runs}
+_MEASURES = {"rate": _rate, "speedup": _speedup, "tensor": _tensor, "memory": _memory, "peak": _peak, "time": _time,
+             "runs": _runs}  # fmt: skip

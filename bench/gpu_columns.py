@@ -36,9 +36,11 @@ class Problem:
     """
 
     def __init__(self, row: GpuRow, device: torch.device, num_codes: int | None = None) -> None:
-        kinds = {"hadamard": cpk.HadamardDictionary, "rademacher": cpk.RademacherDictionary}
         self.row, self.device = row, device
-        self.dictionary = kinds[row.dictionary](row.num_features, num_codes or row.num_codes, seed=0).to(device)
+        kind = cpk.HadamardDictionary if row.dictionary == "hadamard" else cpk.RademacherDictionary
+        self.dictionary = kind(row.num_features, num_codes or row.num_codes, seed=0).to(device)
+        if row.dictionary == "dense":
+            self.dictionary = cpk.DenseDictionary(self.dictionary.to_dense(device=device))
         self.temperature = cpk.default_temperature(row.num_features, row.num_codes, embedding="l2")
         generator = torch.Generator().manual_seed(0)
         first = torch.randn(row.n, row.num_features, generator=generator)

@@ -13,6 +13,9 @@ import torch
 import cplearn_kernels as cpk
 from bench import machine
 from bench.gpu_rows import BACKENDS
+from cplearn_kernels.backends import cuda, triton_backend
+
+_ON_GPU = {module.NAME: module for module in (cuda, triton_backend)}
 
 
 def describe(device: torch.device, commit: str | None) -> dict[str, Any]:
@@ -60,6 +63,13 @@ def usable_backends(named: list[str] | None, dry_run: bool) -> tuple[dict[str, A
         info = known.get(name)
         if info is None or not info.available:
             refused[name] = info.reason if info is not None else "no such backend"
+            continue
+        # Kernels may be there and not serve this GPU: too old, another maker's. Only asked, no call is made: one that
+        # fails is a result, for the tests and the cells to tell, and should not happen in the process that watches.
+        asked = _ON_GPU.get(name) if not dry_run else None
+        reason = asked.unsupported_device(torch.device("cuda", 0)) if asked else None
+        if reason is not None:
+            refused[name] = reason
         else:
             usable[name] = info
     return usable, refused

@@ -1,14 +1,16 @@
 """The JSON of the GPU benchmark, written after every row so that an interruption loses nothing.
 
-    {"schema": 1, "benchmark": "gpu", "machine": {...}, "settings": {...}, "tests": {...},
+    {"schema": 2, "benchmark": "gpu", "machine": {...}, "settings": {...},
+     "tests": what `bench.gpu_tests.summary` returns, or None, "sanitizer": `bench.gpu_sanitizer.summary`'s, or None,
      "rows": [{"name", "task", "dictionary", "n", "num_features", "num_codes", "logits", "columns": [names],
                "agreement": {column: what `gpu_columns.check` returns}, "wrong": [sentences],
                "cells": {column: cell}}],
      "bars": what `bench.gpu_bars.judge` returns}
 
 A cell has `seconds` (one number per round), their `bench.timing.spread`, `logits_per_second`, `peak_bytes` (of a call,
-without inputs and weight; None where nothing counts it), `weight_bytes` and, for the library, `bound_share`; for the
-others `ratios`, {library column: how many times as long, round by round}. Or it has `error`, or `skipped`: the reason.
+without inputs and weight; None where nothing counts it), `weight_bytes` and, for the library, `bound_share` (None
+unless the backend is "triton"); for the others `ratios`, {library column: how many times as long, round by round}. Or it has `error`,
+or `skipped`: the reason.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any, Mapping
 
 from bench.gpu_rows import GpuRow
 
-SCHEMA = 1
+SCHEMA = 2
 FILE, TESTS_FILE, PROGRESS_FILE, LOG_FILE = "gpu.json", "tests.json", "progress.json", "worker.log"
 LOST = 70  # a worker's exit status: the device no longer answers it, its cells say so, a new one has to go on
 
@@ -45,8 +47,8 @@ class Record:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
-        empty = {"schema": SCHEMA, "benchmark": "gpu", "machine": {}, "settings": {}, "tests": None, "rows": [],
-                 "bars": []}
+        empty = {"schema": SCHEMA, "benchmark": "gpu", "machine": {}, "settings": {}, "tests": None, "sanitizer": None,
+                 "rows": [], "bars": []}
         self.content: dict[str, Any] = read_json(self.path) or empty
         self._rows = {row["name"]: row for row in self.content["rows"]}
 

@@ -76,7 +76,7 @@ class GpuRow:
 
     Attributes:
         task: a key of `TASKS`.
-        dictionary: "hadamard" or "rademacher".
+        dictionary: "hadamard", "rademacher" or "dense" (a matrix of ±1).
         n: rows per view.
         num_features, num_codes: f and c.
         columns: names from `COLUMNS` that take turns with the library.
@@ -115,21 +115,25 @@ def _loss(dictionary: str, n: int, f: int, c: int, columns: tuple[str, ...] = AU
 _CODES = tuple(1 << log2 for log2 in (14, 17, 20, 22, 24))
 _GRID = [_loss("hadamard", n, f, c) for n in (256, 64, 1024) for f in (2048, 128, 384) for c in _CODES]
 _GRID += [_loss("rademacher", n, f, c) for n in (256, 64, 1024) for f in (2048, 128) for c in _CODES[:3]]
+# Small ones, because the matrix is held in float32. The kernels are those of Rademacher codes, the bits come from memory.
+_DENSE = [_loss("dense", 256, 2048, 1 << 14, ()), _loss("dense", 256, 128, 1 << 17, ())]
 
 _MAIN = (("hadamard", 256, 2048, 1 << 20), ("hadamard", 256, 128, 1 << 20), ("rademacher", 256, 2048, 1 << 20))
 
 _FIRST = (
+    # The rows of the bars.
     _loss("hadamard", 256, 2048, 1 << 20),
-    _loss("rademacher", 256, 2048, 1 << 20),
-    _loss("rademacher", 256, 128, 1 << 20),
-    _loss("hadamard", 256, 2048, 1 << 22, ()),
-    _loss("hadamard", 256, 2048, 1 << 24, ()),
+    _loss("hadamard", 256, 128, 1 << 20),
+    GpuRow("loss_graph", "hadamard", 64, 2048, 1 << 14),
     _loss("hadamard", 64, 128, 1 << 24, ()),  # also what the next row's time is estimated from
     _loss("hadamard", 64, 128, 1 << 30, (), once=True),
+    *(_loss("hadamard", 256, f, c, ()) for c in _CODES[3:] for f in (2048, 128)),
+    _loss("rademacher", 256, 2048, 1 << 20),
+    _loss("rademacher", 256, 128, 1 << 20),
+    *_DENSE,
     _loss("hadamard", 256, 2048, 1 << 20, ("compiled_bf16",)),
     GpuRow("logsumexp", "hadamard", 256, 2048, 1 << 20, FUSED),
     GpuRow("logsumexp", "hadamard", 256, 128, 1 << 20, FUSED),
-    GpuRow("loss_graph", "hadamard", 64, 2048, 1 << 14),
     _loss("hadamard", 64, 2048, 1 << 14),
     *(GpuRow(task, *sizes) for sizes in _MAIN for task in FUNCTIONS),
     _loss("hadamard", 256, 2048, 1 << 20, ("compiled_float32",)),
@@ -149,20 +153,25 @@ class GpuBar:
 
     Attributes:
         kind: "rate" (logits per second), "speedup" (times as fast as column `against`), "tensor" (fraction of the
-            measured bf16 matrix rate), "memory" (peak below this fraction of `against`'s) or "runs".
+            measured bf16 matrix rate), "memory" (peak below this fraction of `against`'s), "peak" (below so many
+            bytes), "time" (below so many seconds) or "runs".
         row: name of the row.
         value: the number asked.
         against: a name from `COLUMNS`.
+        goal: a number beyond the one asked, 0 for none.
+        backend: whose bar it is; "": the fastest's.
     """
 
     kind: str
     row: str
     value: float = 0.0
     against: str = ""
+    goal: float = 0.0
+    backend: str = ""
 
 
 _H, _R = "loss-hadamard-n256-f2048-c", "loss-rademacher-n256-f"
-BARS = (
+_TRITON_BARS = (
     *(GpuBar("rate", f"{_H}{1 << log2}", 0.12e12) for log2 in (20, 22, 24)),
     GpuBar("speedup", f"{_H}{1 << 20}", 25.0, "authors_float32"),
     GpuBar("speedup", f"{_H}{1 << 20}", 2.5, "compiled_bf16"),
@@ -171,12 +180,26 @@ BARS = (
     GpuBar("rate", f"{_R}128-c{1 << 20}", 0.2e12),
     GpuBar("runs", f"loss-hadamard-n64-f128-c{1 << 30}"),
 )
+_CUDA_BARS = (
+    *(GpuBar("rate", f"{_H}{1 << log2}", 0.15e12, goal=0.25e12) for log2 in (20, 22, 24)),
+    *(GpuBar("rate", f"loss-hadamard-n256-f128-c{1 << log2}", 0.25e12, goal=0.5e12) for log2 in (20, 22, 24)),
+    GpuBar("time", f"loss-hadamard-n64-f128-c{1 << 30}", 0.5),
+    GpuBar("peak", f"loss-hadamard-n64-f128-c{1 << 30}", 6e9),
+    GpuBar("time", f"loss_graph-hadamard-n64-f2048-c{1 << 14}", 1e-4),
+)
+# All for an H200.
+BARS = (
+    *(replace(bar, backend="cuda") for bar in _CUDA_BARS),
+    *(replace(bar, backend="triton") for bar in _TRITON_BARS),
+)
 
 
 def plan(dry_run: bool) -> tuple[tuple[GpuRow, ...], tuple[GpuBar, ...]]:
-    """Rows and bars; for the dry run shrunk, and without the grid's other batch sizes, which take the same way."""
+    """Rows and bars; for the dry run shrunk, without the grid's other batch sizes, which take the same way, and with
+    the bars held against whatever backend runs.
+    """
     if not dry_run:
         return ROWS, BARS
     rows = [*_FIRST, *(row for row in _GRID if row.n == 256), *_LAST]
     small = {row.name: row.shrunk().name for row in rows}
-    return tuple(row.shrunk() for row in rows), tuple(replace(bar, row=small[bar.row]) for bar in BARS)
+    return tuple(row.shrunk() for row in rows), tuple(replace(bar, row=small[bar.row], backend="") for bar in BARS)

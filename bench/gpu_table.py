@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Mapping, Sequence
 
+from bench.gpu_backends import PAIR, ratio, verdicts
 from bench.gpu_bars import fastest
 from bench.gpu_rows import AUTHORS, COLUMNS, COMPILED, FUSED, LIBRARY, TASKS
 from bench.table import duration, megabytes
@@ -13,7 +14,7 @@ _OTHERS = ("loss_graph", *(task for task in TASKS if task not in ("loss", "loss_
 
 
 def text(record: Mapping[str, Any], most: int = MOST_CHARACTERS) -> str:
-    """Machine, tests, times, what is wrong or failed, bars.
+    """Machine, tests, sanitizer, times, backends beside each other, what is wrong or failed, bars.
 
     Where that would be too long, rows of the loss are left out: the least important ones that have no bar.
     """
@@ -30,22 +31,27 @@ def text(record: Mapping[str, Any], most: int = MOST_CHARACTERS) -> str:
 
 def _text(record: Mapping[str, Any], losses: Sequence[Mapping[str, Any]], left_out: int) -> str:
     rows = record["rows"]
+    beside = backend_lines([*losses, *(row for row in rows if row["task"] != "loss")])
+    # The calls without formulas beside them need a table of their own only where there is but one backend.
+    others = [] if beside else other_lines([row for row in rows if row["task"] in _OTHERS])
     blocks = [
         machine_lines(record),
-        _block("loss and gradient: the fastest backend; the others' times as multiples of its, or the memory they "
+        _block("loss and gradient: the fastest backend; the formulas' times as multiples of its, or the memory they "
                "would need", loss_lines(losses))
         + f"\n({left_out} more rows in the JSON)" * bool(left_out),
         _block("projector_logsumexp, forward and backward; the others hold a dense bf16 weight",
                fused_lines([row for row in rows if row["task"] == "logsumexp"])),
-        _block("other calls", other_lines([row for row in rows if row["task"] in _OTHERS])),
+        _block("other calls", others),
+        _block("backends beside each other; cuda/triton: logits/s (l/s) of the one over those of the other", beside),
+        "\n".join(verdicts(record)),
         "\n".join(problems(record)),
-        _block("bars", bar_lines(record)),
+        _block("bars (set for an H200)", bar_lines(record)),
     ]
     return "\n\n".join(block for block in blocks if block)
 
 
 def machine_lines(record: Mapping[str, Any]) -> str:
-    """Device, software, commit, the device's own rates, what the tests gave."""
+    """Device, software, commit, the device's own rates, what tests and sanitizer gave."""
     machine, settings, tests = record["machine"], record["settings"], record["tests"]
     get = machine.get
     cuda = f"HIP {get('hip')}" if get("hip") else f"CUDA {get('cuda')}"
@@ -59,22 +65,35 @@ def machine_lines(record: Mapping[str, Any]) -> str:
     lines.append(f"backends: {backends}" + (f" (not {refused})" if refused else ""))
     if tests is not None:
         lines.append(f"tests: {tests['summary']}")
+        lines += _failing(tests)
+    sanitizer = record.get("sanitizer")
+    if sanitizer is not None:
+        lines.append(f"sanitizer: {sanitizer['summary']}")
+        lines += [f"    {line[:150]}" for tool in sanitizer["tools"] for line in tool.get("lines", ())[:3]]
     if settings.get("dry_run"):
         lines.append("DRY RUN on the CPU with tiny shapes: the numbers mean nothing")
     return "\n".join(lines)
 
 
+def _failing(tests: Mapping[str, Any], most: int = 6) -> list[str]:
+    """The first failing tests, and those that had begun when time was up: one of them hangs, or would have ended."""
+    files = tests.get("files", ())
+    failed = [f"    failed {entry['test']}: {entry['why']}" for file in files for entry in file.get("failing", ())]
+    unfinished = [f"    unfinished {test}" for file in files for test in file.get("unfinished", ())]
+    kept = [line[:160] for line in failed[:most] + unfinished[:3]]
+    left_out = len(failed) + len(unfinished) - len(kept)
+    return kept + ([f"    ({left_out} more in the JSON)"] if left_out else [])
+
+
 def loss_lines(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """One line per size: the fastest backend's time, rate, share of the bound and peak, then the other columns."""
     others = [*AUTHORS, *COMPILED]
-    backends = sorted({name for row in rows for name in row["columns"] if name.startswith(LIBRARY)})
-    backends = backends if len(backends) > 1 else []
     lines = [["W", "n", "f", "c", "backend", "time (min..max)", "logits/s", "bound", "peak", "vs f64",
-              *(COLUMNS[name].title for name in others), *(name[len(LIBRARY) :] for name in backends)]]
+              *(COLUMNS[name].title for name in others)]]
     for row in rows:
         cells, best = row["cells"], fastest(row)
         lines.append([*_size(row), *_best(row, best), _agreement(row, best),
-                      *(_times(cells.get(name), cells.get(best)) for name in others + backends)])
+                      *(_times(cells.get(name), cells.get(best)) for name in others)])
     return lines
 
 
@@ -94,14 +113,46 @@ def other_lines(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return lines + [[row["task"], *_size(row), *_best(row, fastest(row))] for row in rows]
 
 
+def backend_lines(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Time, logits/s and peak of cuda and triton, and the ratio of the two; nothing unless both were to be measured."""
+    names = [LIBRARY + name for name in PAIR]
+    if not all(any(name in row["columns"] for row in rows) for name in names):
+        return []
+    lines = [["call", "W", "n", "f", "c", *PAIR, *(f"{name} l/s" for name in PAIR), *(f"{name} peak" for name in PAIR),
+              "/".join(PAIR)]]
+    for row in rows:
+        cells = [row["cells"].get(name) for name in names]
+        if not any(cell and "median" in cell for cell in cells):
+            continue
+        found = ratio(row)
+        lines.append([row["task"], *_size(row), *map(_time, cells), *map(_rate, cells), *map(_peak, cells),
+                      "-" if found is None else f"{found:.2f}"])
+    return lines
+
+
+def _time(cell: Mapping[str, Any] | None) -> str:
+    return duration(cell["median"]) if cell and "median" in cell else _absent(cell) if cell else "-"
+
+
+def _rate(cell: Mapping[str, Any] | None) -> str:
+    return f"{cell['logits_per_second']:.2e}" if cell and "median" in cell else "-"
+
+
+def _peak(cell: Mapping[str, Any] | None) -> str:
+    peak = (cell or {}).get("peak_bytes")
+    return "-" if peak is None else megabytes(peak)
+
+
 def bar_lines(record: Mapping[str, Any]) -> list[list[str]]:
-    """Bar, measured, met."""
-    lines = [["row", "bar", "measured", "met", ""]]
-    show = {"x": lambda v: f"{v:.1f}x", "%": lambda v: f"{v:.3g} %", "logits/s": lambda v: f"{v:.3g}", "s": duration}
+    """Backend, bar, measured, met; "goal" where the goal beyond the bar is met too."""
+    lines = [["backend", "row", "bar", "measured", "met", ""]]
+    show = {"x": lambda v: f"{v:.1f}x", "%": lambda v: f"{v:.3g} %", "logits/s": lambda v: f"{v:.3g}", "s": duration,
+            "bytes": megabytes}
     for bar in record["bars"]:
         measured = "-" if bar["measured"] is None else show[bar["unit"]](bar["measured"])
-        met = {True: "yes", False: "NO", None: "-"}[bar["met"]]
-        lines.append([bar["row"], bar["text"], measured, met, bar["note"][:60]])
+        met = {True: "yes", False: "NO", None: "-"}[bar["met"]] + (", goal" if bar["goal_met"] else "")
+        lines.append([bar["backend"] or "any", bar["row"], bar["text"], measured, met,
+                      "" if bar["note"] == LIBRARY + bar["backend"] else bar["note"][:60]])
     return lines
 
 
@@ -138,11 +189,9 @@ def _best(row: Mapping[str, Any], best: str | None) -> list[str]:
         cells = [cell for name, cell in row["cells"].items() if name.startswith(LIBRARY)]
         return ["-", _absent(cells[0]) if cells else "-", "-", "-", "-"]
     cell = row["cells"][best]
-    share, peak = cell.get("bound_share"), cell["peak_bytes"]
-    return [best[len(LIBRARY) :] + ("!" if row["wrong"] else ""),
-            _spread(cell),
-            f"{cell['logits_per_second']:.2e}", f"{share:.0%}" if share else "-",
-            "-" if peak is None else megabytes(peak)]
+    share = cell.get("bound_share")
+    return [best[len(LIBRARY) :] + ("!" if row["wrong"] else ""), _spread(cell), _rate(cell),
+            f"{share:.0%}" if share else "-", _peak(cell)]
 
 
 def _spread(cell: Mapping[str, Any]) -> str:

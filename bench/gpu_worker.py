@@ -27,6 +27,7 @@ LIMITS = {"start": 90, "check": 75, "build": 45, "compile": 120, "call": 45, "ro
 # A column whose calls would take longer on one row is left out there; a row that a bar needs may take longest.
 MOST_SECONDS = {"library": 12.0, "formula": 6.0, "bar": 30.0}
 COMPILE_SECONDS = 60.0  # not begun with less time left: tuning a compiled formula has taken up to this
+BOUNDED = LIBRARY + "triton"  # the column that bench.gpu_bounds is about
 FIRST_RATE = 5e9  # logits/s that a backend without any measured row is taken to reach
 
 
@@ -218,7 +219,8 @@ class Worker:
             cell["logits_per_second"] = rate = row.logits / cell["median"]
             cell["weight_bytes"] = gpu_columns.weight_bytes(column, row)
             if column.startswith(LIBRARY):
-                bound = bound_for(architecture, self.record.row(row.name))
+                # Other kernels do other work per logit than the bound counts.
+                bound = bound_for(architecture, self.record.row(row.name)) if column == BOUNDED else None
                 cell["bound_share"] = rate / bound["logits_per_second"] if bound else None
             else:
                 others = {name: other for name, other in seconds.items() if name.startswith(LIBRARY)}
@@ -241,7 +243,7 @@ class Worker:
             raise
         except Exception as error:
             if isinstance(error, gpu_columns.WrongResult):
-                entry["wrong"].append(str(error))
+                entry["wrong"].append(f"{columns[0]}: {error}")
             try:
                 if self.device.type == "cuda":
                     torch.cuda.synchronize()

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # bench/ is used from the checkout and never installed
 
 import cplearn_kernels as cpk  # noqa: E402
-from bench import gpu, gpu_columns, gpu_machine, gpu_timing, gpu_worker  # noqa: E402
+from bench import gpu, gpu_columns, gpu_machine, gpu_tests, gpu_timing, gpu_worker  # noqa: E402
+from bench.gpu_backends import by_dictionary, preferred, verdicts  # noqa: E402
 from bench.gpu_bars import bound_for, judge  # noqa: E402
 from bench.gpu_record import FILE, PROGRESS_FILE, Record, write_json  # noqa: E402
 from bench.gpu_rows import BARS, COLUMNS, LIBRARY, ROWS, TASKS, GpuBar, GpuRow, plan  # noqa: E402
 from bench.gpu_table import MOST_CHARACTERS, text  # noqa: E402
 
-TORCH = LIBRARY + "torch"
+CUDA, TRITON, TORCH = (LIBRARY + name for name in ("cuda", "triton", "torch"))
 ROW = GpuRow("loss", "hadamard", 5, 8, 64, ("authors_float32", "cut_cross_entropy"))
 
 
@@ -34,6 +36,7 @@ def test_rows_and_bars_name_what_exists():
         assert {bar.row for bar in bars} <= {row.name for row in rows}
         for bar in bars:
             assert not bar.against or any(bar.against in row.columns for row in rows if row.name == bar.row)
+            assert bar.backend in ({""} if dry_run else {"cuda", "triton"})  # a dry run has neither
     assert len({row.name for row in ROWS}) == len({row.shrunk().name for row in ROWS})
     for row in ROWS:
         assert row.task in TASKS and set(row.columns) <= set(COLUMNS)
@@ -53,6 +56,7 @@ def _record(cells, wrong=(), task="loss", **machine):
 
 
 AUTHORS = _cell(0.5, ratios={TORCH: {"median": 5.0}}, weight_bytes=10**8)
+BESIDE_BOTH = _cell(0.5, ratios={CUDA: {"median": 5.0}, TRITON: {"median": 2.5}}, weight_bytes=10**8)
 TENSOR = {"matmul": {"bf16": 1e7}}  # 1e4 logits/s at 800 operations each: 80 %
 
 
@@ -73,7 +77,21 @@ TENSOR = {"matmul": {"bf16": 1e7}}  # 1e4 logits/s at 800 operations each: 80 %
     (GpuBar("memory", "r", 0.01, "authors_float32"),
      {TORCH: _cell(0.1), "authors_float32": {"skipped": "x", "estimated_bytes": 10**8, "weight_bytes": 0}},
      1.0, False),
+    (GpuBar("peak", "r", 1.1e6), {TORCH: _cell(0.1)}, 1e6, True),
+    (GpuBar("peak", "r", 0.9e6), {TORCH: _cell(0.1)}, 1e6, False),
+    (GpuBar("peak", "r", 1e7), {TORCH: {**_cell(0.1), "peak_bytes": None}}, None, None),
+    (GpuBar("time", "r", 0.11), {TORCH: _cell(0.1)}, 0.1, True),
+    (GpuBar("time", "r", 0.09), {TORCH: _cell(0.1)}, 0.1, False),
+    # A bar that belongs to a backend looks at no other.
+    (GpuBar("rate", "r", 2e3, backend="triton"), {CUDA: _cell(0.1), TRITON: _cell(0.4)}, 2.5e3, True),
+    (GpuBar("rate", "r", 5e3, backend="triton"), {CUDA: _cell(0.1), TRITON: _cell(0.4)}, 2.5e3, False),
+    (GpuBar("rate", "r", 1.0, backend="cuda"), {CUDA: {"skipped": "time"}, TRITON: _cell(0.4)}, None, None),
+    (GpuBar("speedup", "r", 5.0, "authors_float32", backend="cuda"),
+     {CUDA: _cell(0.1), TRITON: _cell(0.2), "authors_float32": BESIDE_BOTH}, 5.0, True),
+    (GpuBar("speedup", "r", 5.0, "authors_float32", backend="triton"),
+     {CUDA: _cell(0.1), TRITON: _cell(0.2), "authors_float32": BESIDE_BOTH}, 2.5, False),
     (GpuBar("runs", "r"), {TORCH: _cell(0.1)}, 0.1, True),
+    (GpuBar("runs", "r", backend="cuda"), {CUDA: {"error": "x"}, TRITON: _cell(0.1)}, None, False),
     (GpuBar("runs", "r"), {TORCH: {"error": "OutOfMemoryError: x"}}, None, False),
 ])
 def test_bars(bar, cells, measured, met):
@@ -90,6 +108,63 @@ def test_a_wrong_row_meets_no_bar_and_fails_the_command():
     assert gpu.status(_record({TORCH: _cell(0.1)})) == 0
     assert gpu.status(_record({TORCH: {"error": "x"}, "authors_float32": AUTHORS})) == 1  # the library did not run
     assert gpu.status({**_record({TORCH: _cell(0.1)}), "tests": {"ok": False}}) == 1
+
+
+def test_a_wrong_backend_costs_the_other_no_bar_and_a_goal_is_judged_apart():
+    record = _record({CUDA: _cell(0.1), TRITON: _cell(0.1)}, wrong=[f"{TRITON}: zeros"])
+    cuda, triton = (GpuBar("rate", "r", 5e3, goal=1e4, backend=name) for name in ("cuda", "triton"))
+    verdicts_ = judge([cuda, triton, replace(cuda, goal=2e4), replace(cuda, goal=0.0)], record)
+    assert [entry["met"] for entry in verdicts_] == [True, False, True, True]
+    assert [entry["goal_met"] for entry in verdicts_] == [True, False, False, None]
+    lines = text({**record, "bars": verdicts_}).split("\nbars ")[1].splitlines()
+    assert "yes, goal" in lines[3] and lines[3].startswith("cuda") and "(goal 1e+04)" in lines[3]
+    assert " NO " in lines[4] and "goal" not in lines[5].split("yes")[1]
+
+
+def _two_backends(*sizes):
+    """A record with a row for each (dictionary, f, seconds of cuda in each round, seconds of triton)."""
+    record = _record({})
+    record["machine"] = {"architecture": "sm_90"}
+    record["rows"] = []
+    for number, (dictionary, f, *times) in enumerate(sizes):
+        cells = {column: {**_cell(sorted(seconds)[len(seconds) // 2]), "seconds": seconds}
+                 for column, seconds in zip((CUDA, TRITON), times)}  # fmt: skip
+        (row,) = _record(cells)["rows"]
+        record["rows"].append({**row, "name": f"r{number}", "dictionary": dictionary, "num_features": f})
+    return record
+
+
+def test_the_table_shows_both_backends_and_who_is_faster_on_which_dictionary():
+    # In every round of the first row cuda is twice as fast; the ratio of the medians would be 3.
+    record = _two_backends(("hadamard", 128, [1.0, 2.0, 3.0], [2.0, 6.0, 6.0]), ("hadamard", 128, [1.0], [8.0]),
+                           ("rademacher", 128, [3.0], [1.0]), ("dense", 128, [1.0], [1.01]))  # fmt: skip
+    record["rows"][0]["cells"][TRITON]["seconds"][1] = 4.0
+    assert by_dictionary(record["rows"])["hadamard"] == {128: [2.0, 8.0]}
+    printed = text(record)
+    (line,) = [line for line in printed.splitlines() if line.startswith("loss H") and " 8 s " in line]
+    assert line.split()[5:] == ["1", "s", "8", "s", "1.00e+03", "1.25e+02", "1.0", "MB", "1.0", "MB", "8.00"]
+    heading = "call W n f c cuda triton cuda l/s triton l/s cuda peak triton peak cuda/triton"
+    assert heading in " ".join(printed.split())
+    first, second, third, last = verdicts(record)
+    assert first.startswith("hadamard: cuda is faster, 4.00x") and "cuda in 2 of 2 rows" in first
+    assert second.startswith("rademacher: triton is faster, 3.00x") and "0.33 at f = 128" in second
+    assert last.endswith('{"sm_90": {"hadamard": [128, 128]}}')
+    assert all(part in printed for part in (first, second, third, last))
+    # What is wrong is not fast; and with one backend there is nothing to compare.
+    record["rows"][1]["wrong"] = [f"{CUDA}: zeros"]
+    assert by_dictionary(record["rows"])["hadamard"] == {128: [2.0]}
+    for row in record["rows"]:
+        del row["cells"][TRITON]
+        row["columns"].remove(TRITON)
+    assert verdicts(record) == [] and "beside each other" not in text(record)
+
+
+@pytest.mark.parametrize("ratios, expected", [
+    ({128: 2.0, 384: 1.5, 2048: 1.2}, [128, 2048]), ({128: 0.9, 384: 1.5, 2048: 1.2}, [384, 2048]),
+    ({128: 1.2, 384: 0.5, 2048: 1.5}, [128, 128]), ({128: 1.01, 384: 0.5}, None),
+])  # fmt: skip
+def test_the_preferred_range_holds_no_size_at_which_triton_is_faster(ratios, expected):
+    assert preferred({f: [ratio / 2, ratio * 2] for f, ratio in ratios.items()}) == expected
 
 
 def test_the_bound_comes_from_a_module_that_may_be_missing_or_fail(monkeypatch):
@@ -143,6 +218,23 @@ def test_turns_alternate_end_before_the_deadline_and_survive_an_error():
     del calls["c"]
     assert gpu_timing.alternate(calls, took, clock, deadline, rounds=9, turn_seconds=0.0)[0]["a"] == [2.0, 2.0]
     assert deadline.remaining() == 1.0 and not deadline.fits(1.0)
+
+
+def test_a_backend_that_is_there_and_cannot_serve_the_gpu_is_refused(monkeypatch):
+    known = cpk.backends()
+    for name in ("cuda", "triton"):
+        known[name] = replace(known["torch"], name=name)  # as on a machine where it was built and loads
+    monkeypatch.setattr(cpk, "backends", lambda: known)
+
+    def unsupported(device):
+        return "it needs compute capability 8.0" if device.type == "cuda" else None
+
+    monkeypatch.setattr(gpu_machine._ON_GPU["cuda"], "unsupported_device", unsupported)
+    monkeypatch.setattr(gpu_machine._ON_GPU["triton"], "unsupported_device", lambda device: None)
+    usable, refused = gpu_machine.usable_backends(None, dry_run=False)
+    assert list(usable) == ["triton", "torch"] and refused == {"cuda": "it needs compute capability 8.0"}
+    assert gpu_machine.usable_backends(["nonsense"], dry_run=False)[1] == {"nonsense": "no such backend"}
+    assert list(gpu_machine.usable_backends(["cuda"], dry_run=True)[0]) == ["cuda"]
 
 
 # ---- what is built ------------------------------------------------------------------------------------------------
@@ -277,21 +369,6 @@ def test_files_are_replaced_in_one_step(tmp_path):
     assert json.loads(path.read_text()) == {"a": 1} and [child.name for child in tmp_path.iterdir()] == ["a.json"]
 
 
-# ---- tests that it runs ---------------------------------------------------------------------------------------------
-
-
-def test_outcomes_of_the_tests_are_counted_also_when_they_are_cut_off(tmp_path):
-    path = tmp_path / "test_some.py"
-    path.write_text("import pytest, time\ndef test_a(): pass\ndef test_b(): assert 0\ndef test_c(): pytest.skip('x')\n"
-                    "def test_d(): time.sleep(60)\n")
-    found = gpu.run_tests([str(path)], 3.0)
-    assert found["timed_out"] and not found["ok"] and found["seconds"] < 5
-    assert (found["passed"], found["failed"], found["skipped"]) == (1, 1, 1)
-    path.write_text("import pytest\npytest.skip('no GPU', allow_module_level=True)\n")
-    found = gpu.run_tests([str(path)], 30.0)
-    assert (found["passed"], found["skipped"], found["ok"]) == (0, 1, True)
-
-
 # ---- the command ----------------------------------------------------------------------------------------------------
 
 
@@ -321,7 +398,7 @@ def test_dry_run_writes_everything_and_prints_the_table_last(tmp_path, capsys):
             assert column == TORCH or "skipped" in cell or cell["ratios"][TORCH]["median"] > 0
     assert len(record["bars"]) == len(BARS) and record["machine"]["matmul"]["bf16"] > 0
     assert done.stdout.strip() == text(record) and len(done.stdout) < MOST_CHARACTERS + 2
-    assert "DRY RUN" in done.stdout and done.stdout.index("\nbars\n") > done.stdout.index("other calls")
+    assert "DRY RUN" in done.stdout and done.stdout.index("\nbars (") > done.stdout.index("other calls")
     assert not (tmp_path / PROGRESS_FILE).exists()
     assert gpu.main(["--show", str(tmp_path / FILE)]) == 0 and capsys.readouterr().out == done.stdout
     # A second backend and longer texts must not push the bars out.
@@ -329,8 +406,8 @@ def test_dry_run_writes_everything_and_prints_the_table_last(tmp_path, capsys):
         row["cells"]["library:triton"] = row["cells"][TORCH]
         row["columns"].append("library:triton")
         row["wrong"] = ["library:triton: " + "x" * 300]
-    printed = text(record, most=8000)
-    assert len(printed) <= 8000 and "more rows in the JSON" in printed
+    printed = text(record, most=9000)
+    assert len(printed) <= 9000 and "more rows in the JSON" in printed
     assert all(bar["text"] in printed for bar in record["bars"]) and printed.startswith(record["machine"]["cpu"])
 
 
@@ -348,7 +425,8 @@ def test_the_time_given_is_kept(tmp_path):
 
 def test_the_command_runs_the_tests_first_and_survives_an_interruption(tmp_path, monkeypatch, capsys):
     (tmp_path / "test_some.py").write_text("def test_a(): assert 0\n")
-    monkeypatch.setattr(gpu, "TEST_FILES", (str(tmp_path / "test_some.py"), "tests/test_that_does_not_exist.py"))
+    files = {"cuda": (str(tmp_path / "test_some.py"), "tests/test_that_does_not_exist.py")}
+    monkeypatch.setattr(gpu_tests, "TEST_FILES", files)
 
     def interrupted(folder, options, deadline):
         record = Record(folder)
@@ -360,6 +438,9 @@ def test_the_command_runs_the_tests_first_and_survives_an_interruption(tmp_path,
     monkeypatch.setattr(gpu, "measure", interrupted)
     assert gpu.main(["--out", str(tmp_path / "out"), "--dry-run"]) == 1
     assert "1 failed" in capsys.readouterr().out
-    assert json.loads((tmp_path / "out" / "tests.json").read_text())["failed"] == 1
-    cells = json.loads((tmp_path / "out" / FILE).read_text())["rows"][0]["cells"]
+    (outcome,) = json.loads((tmp_path / "out" / "tests.json").read_text())["files"]
+    assert outcome["failed"] == 1 and any("assert 0" in line for line in outcome["tail"])
+    record = json.loads((tmp_path / "out" / FILE).read_text())
+    assert record["tests"]["failed"] == 1 and record["tests"]["files"][0]["file"] == outcome["file"]
+    cells = record["rows"][0]["cells"]
     assert cells["liger"] == {"skipped": "interrupted"} and "median" in cells[TORCH]
