@@ -76,7 +76,9 @@ def _count(lines: list[str], word: str) -> int:
     if lines and re.fullmatch(r"=+ .* in [\d.]+s.* =+", lines[-1]):
         found = re.search(rf"(\d+) {word}", lines[-1])
         return int(found[1]) if found else 0
-    return sum(bool(re.search(rf"^\S+::.* {word.upper()}\b", line)) for line in lines)
+    # One process writes "FILE::TEST OUTCOME", several write "[gw0] [ 25%] OUTCOME FILE::TEST".
+    outcome = re.compile(rf"^(\[gw\d+\] \[ *\d+%\] {word.upper()} |\S+::.* {word.upper()}\b)")
+    return sum(outcome.search(line) is not None for line in lines)
 
 
 def measure(folder: Path, options: dict[str, Any], deadline: float) -> str:

@@ -21,6 +21,8 @@ from bench.gpu_record import FILE, PROGRESS_FILE, Record, write_json  # noqa: E4
 from bench.gpu_rows import BARS, COLUMNS, LIBRARY, ROWS, TASKS, GpuBar, GpuRow, plan  # noqa: E402
 from bench.gpu_table import MOST_CHARACTERS, text  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("alone")  # time limits of a few seconds, processes that take as long to start
+
 TORCH = LIBRARY + "torch"
 ROW = GpuRow("loss", "hadamard", 5, 8, 64, ("authors_float32", "cut_cross_entropy"))
 
@@ -284,9 +286,12 @@ def test_outcomes_of_the_tests_are_counted_also_when_they_are_cut_off(tmp_path):
     path = tmp_path / "test_some.py"
     path.write_text("import pytest, time\ndef test_a(): pass\ndef test_b(): assert 0\ndef test_c(): pytest.skip('x')\n"
                     "def test_d(): time.sleep(60)\n")
-    found = gpu.run_tests([str(path)], 3.0)
-    assert found["timed_out"] and not found["ok"] and found["seconds"] < 5
+    found = gpu.run_tests([str(path)], 8.0)  # of which pytest and its processes take a few to start
+    assert found["timed_out"] and not found["ok"] and found["seconds"] < 10
     assert (found["passed"], found["failed"], found["skipped"]) == (1, 1, 1)
+    # Both forms of pytest's lines, of which the run above has one.
+    for line in ("test_some.py::test_a PASSED [ 25%]", "[gw1] [ 25%] PASSED test_some.py::test_a "):
+        assert gpu._count([line], "passed") == 1 and gpu._count([line], "failed") == 0
     path.write_text("import pytest\npytest.skip('no GPU', allow_module_level=True)\n")
     found = gpu.run_tests([str(path)], 30.0)
     assert (found["passed"], found["skipped"], found["ok"]) == (0, 1, True)
