@@ -10,12 +10,13 @@ SOURCES := setup.py pyproject.toml constraints.txt CMakeLists.txt $(shell find c
 
 help:
 	@echo "make train   environment, build, a training run on the digits, report in $(OUTPUT)/report.html"
-	@echo "make test    environment, build, all tests"
+	@echo "make test    environment, build, all tests, in two processes"
 	@echo "make bench   the benchmarks against eager PyTorch (a quiet machine; several minutes)"
 	@echo "make sanitize      the C++ test program under the address, undefined-behaviour and thread sanitizers"
 	@echo "make test-aarch64  the C++ test program built for 64-bit ARM and run by qemu-user"
 	@echo "make clean   removes $(VENV) and build output"
-	@echo "Variables: PYTHON=python3.x, VENV=dir, OUTPUT=dir, CASES=n (C++ tests), ARGS='options for the command'"
+	@echo "Variables: PYTHON=python3.x, VENV=dir, OUTPUT=dir, CASES=n (C++ tests), JOBS=n (test processes),"
+	@echo "           ARGS='options for the command'"
 
 env: $(STAMP)
 
@@ -32,8 +33,10 @@ train: env
 	$(BIN)/python -m train --output-dir $(OUTPUT) --overwrite $(ARGS)
 	@echo "Report: $(OUTPUT)/report.html"
 
+# A file of tests stays in one process: its fixtures are made once, and its dictionaries' codes too.
+JOBS ?= 2
 test: env
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 bench: env
 	$(BIN)/python -m pytest bench/ --benchmark $(ARGS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Callable, Iterable, Iterator
 
 from cplearn_kernels.backends import triton_configurations as configurations
 from cplearn_kernels.backends.triton_configurations import KERNELS
@@ -292,24 +293,26 @@ def problem(record: dict[str, Any]) -> str | None:
     return None if record["shared"] <= limit else f"needs {record['shared']} bytes of shared memory, {limit} are there"
 
 
-def compile_all(wanted: list[Variant], jobs: int, progress: bool = False) -> list[dict[str, Any]]:
-    """Compiles in processes of their own, with Triton's interpreter off and a cache that starts empty."""
+Compile = Callable[[Iterable[Variant]], Iterator[dict[str, Any]]]
+
+
+@contextlib.contextmanager
+def compilers(jobs: int) -> Iterator[Compile]:
+    """Processes that compile variants to their records, with Triton's interpreter off and a cache that starts empty.
+
+    They start once, for seconds each, and serve all calls of the function until the end of the `with`.
+    """
     environment = os.environ.pop("TRITON_INTERPRET", None)
-    records = []
     try:
         with tempfile.TemporaryDirectory() as cache:
             os.environ["TRITON_CACHE_DIR"] = cache
             context = multiprocessing.get_context("spawn")
             with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
-                for record in pool.map(compile_variant, wanted, chunksize=4):
-                    records.append(record)
-                    if progress and len(records) % 50 == 0:
-                        print(f"{len(records)} of {len(wanted)} compiled", flush=True)
+                yield lambda wanted: pool.map(compile_variant, wanted)
     finally:
         os.environ.pop("TRITON_CACHE_DIR", None)
         if environment is not None:
             os.environ["TRITON_INTERPRET"] = environment
-    return records
 
 
 def table(records: list[dict[str, Any]]) -> str:
@@ -335,7 +338,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, default=RESULTS, help="where the record goes (default: bench/results)")
     chosen = parser.parse_args(arguments)
     wanted = [v for arch in chosen.arch or ARCHITECTURES for v in variants(arch, chosen.kernel, chosen.form)]
-    records = compile_all(wanted, chosen.jobs)
+    with compilers(chosen.jobs) as compiled:
+        records = list(compiled(wanted))
     print(table(records))
     import triton
 

@@ -1,14 +1,43 @@
-"""Collects the conformance suite's worst errors and prints them as a table; without a GPU, interprets Triton kernels."""
+"""Collects the conformance suite's worst errors and prints them as a table; without a GPU, interprets Triton kernels.
 
+Also what two test processes on two cores need: threads that sleep while they wait, and memory that is kept.
+"""
+
+import ctypes
+import gc
 import json
 import os
+import sys
 
 import pytest
-import torch
+
+# Before anything loads OpenMP: by default its threads spin while they wait, on cores that other processes want.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch  # noqa: E402
+from turns import alone, beside_others  # noqa: E402, F401
 
 # Before anything imports the kernels: Triton decides when a kernel is defined.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def keep_freed_memory():
+    """glibc returns large blocks to the system and gets them again page by page: more than half of the oracle's time."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    if mallopt is not None:
+        mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped by itself
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap does not shrink
+
+
+@pytest.fixture(scope="module", autouse=True)
+def give_back_memory():
+    """After the last test of a file, what `keep_freed_memory` kept: other processes may want it."""
+    yield
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        gc.collect()
+        trim(0)
 
 
 class Conformance:
@@ -22,6 +51,17 @@ class Conformance:
         value, gradient, _, count = self.worst.get(key, (0.0, 0.0, 0.0, 0))
         self.worst[key] = (max(value, value_error), max(gradient, gradient_error), tolerance, count + 1)
 
+    def merge(self, rows):
+        """Adds what another process recorded, as its `rows`."""
+        for backend, function, dtype, regime, value, gradient, tolerance, count in rows:
+            key = (backend, function, dtype, regime)
+            before = self.worst.get(key, (0.0, 0.0, 0.0, 0))
+            self.worst[key] = (max(before[0], value), max(before[1], gradient), tolerance, before[3] + count)
+
+    def rows(self):
+        """Everything recorded, sorted: lists of plain values, the key first."""
+        return [[*key, *worst] for key, worst in sorted(self.worst.items())]
+
     def scratch(self):
         """A collector of its own, for answers that are wrong on purpose."""
         return Conformance()
@@ -30,7 +70,7 @@ class Conformance:
         """The table as Markdown lines."""
         yield "| backend | function | dtype | regime | worst value error | worst gradient error | gradient tolerance | cases |"
         yield "|---|---|---|---|---|---|---|---|"
-        for key, (value, gradient, tolerance, count) in sorted(self.worst.items()):
+        for *key, value, gradient, tolerance, count in self.rows():
             yield "| " + " | ".join([*key, f"{value:.1e}", f"{gradient:.1e}", f"{tolerance:.0e}", str(count)]) + " |"
 
 
@@ -40,12 +80,24 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.conformance = Conformance()
+    keep_freed_memory()
 
 
 @pytest.fixture
 def conformance(request):
     """The collector of the run."""
     return request.config.conformance
+
+
+def pytest_sessionfinish(session):
+    """In a process of pytest-xdist: what was recorded goes to the process that prints the summary."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["conformance"] = session.config.conformance.rows()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    node.config.conformance.merge(getattr(node, "workeroutput", {}).get("conformance", []))
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -56,10 +108,7 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(line)
     path = config.getoption("--conformance-json")
     if path:
-        rows = [
-            dict(zip(("backend", "function", "dtype", "regime"), key, strict=True))
-            | dict(zip(("value_error", "gradient_error", "gradient_tolerance", "cases"), worst, strict=True))
-            for key, worst in sorted(config.conformance.worst.items())
-        ]
+        names = "backend function dtype regime value_error gradient_error gradient_tolerance cases".split()
+        rows = [dict(zip(names, row, strict=True)) for row in config.conformance.rows()]
         with open(path, "w") as file:
             json.dump(rows, file, indent=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 
@@ -38,6 +39,12 @@ class Case:
     temperature: float
 
 
+@functools.lru_cache(maxsize=2)
+def float64_codes(dictionary) -> torch.Tensor:
+    """W as float64: making it takes longer than most uses, and the cases of one dictionary come one after the other."""
+    return dictionary.to_dense(dtype=torch.float64)
+
+
 def make_case(dictionary, n: int, regime: str, dtype=torch.float32, seed: int = 0) -> Case:
     """Views whose rows go from unaligned to almost aligned with a code, so that every part of a loss matters.
 
@@ -46,7 +53,7 @@ def make_case(dictionary, n: int, regime: str, dtype=torch.float32, seed: int = 
     f, c = dictionary.num_features, dictionary.num_codes
     generator = torch.Generator().manual_seed(seed * 1_000_003 + f * 1009 + c * 31 + n)
     code = torch.randint(0, c, (n,), generator=generator)
-    base = torch.cat([dictionary.to_dense(int(j), int(j) + 1) for j in code], dim=1).T / math.sqrt(f)
+    base = float64_codes(dictionary)[:, code].T.float() / math.sqrt(f)
     strength = torch.tensor([0.0, 0.3, 1.0, 20.0])[torch.arange(n) % 4][:, None]
     views = []
     for _ in range(2):
@@ -85,7 +92,7 @@ class LossOracle:
 
     def __init__(self, dictionary, case: Case):
         n, c = case.views[0].shape[0], dictionary.num_codes
-        weight = dictionary.to_dense(dtype=torch.float64)
+        weight = float64_codes(dictionary)
         logits = torch.cat([(view.double() / case.temperature) @ weight for view in case.views]).requires_grad_()
         self.large_logits = bool(logits.detach().abs().max() > LARGE_LOGIT)
         log_p = torch.log_softmax(logits, dim=1)

@@ -23,6 +23,8 @@ from bench.gpu_record import FILE, PROGRESS_FILE, Record, write_json  # noqa: E4
 from bench.gpu_rows import BARS, COLUMNS, LIBRARY, ROWS, TASKS, GpuBar, GpuRow, plan  # noqa: E402
 from bench.gpu_table import MOST_CHARACTERS, text  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("alone")  # time limits of a few seconds, processes that take as long to start
+
 CUDA, TRITON, TORCH = (LIBRARY + name for name in ("cuda", "triton", "torch"))
 ROW = GpuRow("loss", "hadamard", 5, 8, 64, ("authors_float32", "cut_cross_entropy"))
 

@@ -3,6 +3,7 @@
 The only place where numerical agreement is tested; its worst errors are printed as a table at the end of the run.
 """
 
+import functools
 import itertools
 import math
 
@@ -19,6 +20,7 @@ from oracle import (
     SETTINGS,
     LossOracle,
     check_loss,
+    float64_codes,
     make_case,
     relative_error,
     run_loss,
@@ -47,6 +49,12 @@ OTHER_DICTIONARIES = {
 }
 
 
+@functools.lru_cache(maxsize=2)
+def shared(make, *arguments):
+    """`make(*arguments)`: one dictionary for all tests in a row that use it, so that its float64 codes are made once."""
+    return make(*arguments)
+
+
 def affordable(backend, f, c, n, position):
     """The settings a backend runs at this shape: all of them, or two in turn where a call costs seconds."""
     if n * c * (20 if backend == "cpu" else f + 64) < 5 * 10**7:
@@ -58,7 +66,7 @@ def affordable(backend, f, c, n, position):
 @pytest.mark.parametrize("c", CODES)
 @pytest.mark.parametrize("f", FEATURES)
 def test_loss_and_gradient(f, c, n, conformance):
-    dictionary = cpk.HadamardDictionary(f, c, seed=f + c)
+    dictionary = shared(cpk.HadamardDictionary, f, c, f + c)
     for position, regime in enumerate(REGIMES):
         case = make_case(dictionary, n, regime)
         oracle = LossOracle(dictionary, case)
@@ -79,7 +87,7 @@ def test_loss_and_gradient(f, c, n, conformance):
 @pytest.mark.parametrize("c", CODES)
 @pytest.mark.parametrize("f", FEATURES)
 def test_loss_of_half_precision_inputs(f, c, n, dtype, conformance):
-    dictionary = cpk.HadamardDictionary(f, c, seed=1)
+    dictionary = shared(cpk.HadamardDictionary, f, c, 1)
     for position, regime in enumerate(REGIMES):
         case = make_case(dictionary, n, regime, dtype)
         oracle = LossOracle(dictionary, case)
@@ -93,7 +101,7 @@ def test_loss_of_half_precision_inputs(f, c, n, dtype, conformance):
 @pytest.mark.parametrize("f, c", [(1, 3), (7, 1000), (128, 5000), (384, 1000), (2048, 600)])
 @pytest.mark.parametrize("kind", OTHER_DICTIONARIES)
 def test_loss_with_the_other_dictionaries(kind, f, c, n, conformance):
-    dictionary = OTHER_DICTIONARIES[kind](f, c)
+    dictionary = shared(OTHER_DICTIONARIES[kind], f, c)
     for position, regime in enumerate(REGIMES):
         case = make_case(dictionary, n, regime)
         oracle = LossOracle(dictionary, case)
@@ -112,7 +120,7 @@ def test_loss_with_the_other_dictionaries(kind, f, c, n, conformance):
 def test_same_bits_with_one_and_two_threads():
     threads = torch.get_num_threads()
     for f, c, n in itertools.product(FEATURES, (3, 1000, 16385), ROWS):
-        dictionary = cpk.HadamardDictionary(f, c)
+        dictionary = shared(cpk.HadamardDictionary, f, c)
         case = make_case(dictionary, n, "l2")
         setting = SETTINGS[(f + c + n) % len(SETTINGS)]
         answers = []
@@ -130,30 +138,33 @@ def test_same_bits_with_one_and_two_threads():
 @pytest.mark.parametrize("f, c, n", [(1, 1, 1), (1, 3, 15), (7, 1000, 2), (100, 1000, 64), (128, 16385, 15),
                                      (384, 3, 257), (2048, 5000, 15)])  # fmt: skip
 def test_row_functions(f, c, n, function, dtype, conformance):
-    for dictionary in (cpk.HadamardDictionary(f, c, seed=4), cpk.RademacherDictionary(f, c, seed=4)):
-        info = cpk.backends()
-        for backend, regime in itertools.product(("cpu", "torch"), REGIMES):
-            served = info[backend]
-            if dictionary.kind not in served.dictionaries or function not in served.functions:
+    info = cpk.backends()
+    # Where the function takes a mean, gradients are scaled up, as a gradient scaler would, so that float16 does not underflow.
+    rows = n if function == "mean_assignment" else 1
+    for kind, regime in itertools.product((cpk.HadamardDictionary, cpk.RademacherDictionary), REGIMES):
+        dictionary = shared(kind, f, c, 4)
+        case = make_case(dictionary, n, regime, dtype)
+        exact = case.views[0].double().requires_grad_()
+        # The same codes as a matrix: the reference functions would make them anew several times.
+        codes = cpk.dictionary.rebuild("dense", f, c, 0, float64_codes(dictionary), None)
+        expected = getattr(reference, function)(exact, codes, temperature=case.temperature)
+        upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(5)) * rows
+        (expected_gradient,) = torch.autograd.grad(expected, exact, upstream.double())
+        # What the upstream gradient would give if a whole row moved by one code: the scale of a real gradient.
+        scale = upstream.norm().item() * math.sqrt(f) / case.temperature / rows
+        large = bool(reference.logits(exact, codes, temperature=case.temperature).abs().max() > LARGE_LOGIT)
+        tolerance = LARGE_LOGIT_GRADIENT_TOLERANCE if large else GRADIENT_TOLERANCE
+        name = ("f <= 16, " if f <= FEW_FEATURES else "") + ("logits > 60" if large else "logits <= 60")
+        for backend in ("cpu", "torch"):
+            if dictionary.kind not in info[backend].dictionaries or function not in info[backend].functions:
                 continue
-            case = make_case(dictionary, n, regime, dtype)
-            h, exact = case.views[0].clone().requires_grad_(), case.views[0].double().requires_grad_()
-            expected = getattr(reference, function)(exact, dictionary, temperature=case.temperature)
-            # Scaled up where the function takes a mean, as a gradient scaler would, so that float16 does not underflow.
-            rows = n if function == "mean_assignment" else 1
-            upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(5)) * rows
-            (expected_gradient,) = torch.autograd.grad(expected, exact, upstream.double())
+            h = case.views[0].clone().requires_grad_()
             result = getattr(cpk, function)(h, dictionary, temperature=case.temperature, backend=backend)
             (gradient,) = torch.autograd.grad(result, h, upstream)
-            # What the upstream gradient would give if a whole row moved by one code: the scale of a real gradient.
-            scale = upstream.norm().item() * math.sqrt(f) / case.temperature / rows
             value_error = relative_error(result.detach(), expected.detach(), 0.0)
             gradient_error = relative_error(gradient, expected_gradient, 1e-2 * scale)
-            large = bool(reference.logits(exact, dictionary, temperature=case.temperature).abs().max() > LARGE_LOGIT)
-            tolerance = LARGE_LOGIT_GRADIENT_TOLERANCE if large else GRADIENT_TOLERANCE
             few = backend == "cpu" and f <= FEW_FEATURES
             gradient_tolerance = max(tolerance, CAST_TOLERANCE.get(dtype, 0), FEW_FEATURES_TOLERANCES[1] if few else 0)
-            name = ("f <= 16, " if f <= FEW_FEATURES else "") + ("logits > 60" if large else "logits <= 60")
             conformance.record(backend, function, dtype, name, value_error, gradient_error, gradient_tolerance)
             assert value_error <= tolerance, (backend, regime, dictionary)
             assert gradient_error <= gradient_tolerance, (backend, regime, dictionary)

@@ -16,6 +16,8 @@ from oracle import GRADIENT_TOLERANCE, LOSS_TOLERANCE, relative_error
 
 import cplearn_kernels as cpk
 
+pytestmark = pytest.mark.usefixtures("alone")  # minutes of work for all cores, and time limits
+
 KINDS = (cpk.HadamardDictionary, cpk.RademacherDictionary)
 N, F, C = 65, 64, (1 << 26) + 5
 assert C * F > 1 << 32 and N * C > 1 << 32
