@@ -4,7 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUTPUT ?= runs/digits
 STAMP := $(VENV)/.installed
-SOURCES := setup.py pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -type f)
+SOURCES := setup.py pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc cmake -type f)
+# Machine code of the CUDA kernels, where nvcc is found. sm_90a, in a wheel, is sm_90 again: no kernel uses what it adds.
+CUDA_ARCHITECTURES ?= 80;90;100
 
 .PHONY: help env train test bench sanitize test-aarch64 clean
 
@@ -16,7 +18,7 @@ help:
 	@echo "make test-aarch64  the C++ test program built for 64-bit ARM and run by qemu-user"
 	@echo "make clean   removes $(VENV) and build output"
 	@echo "Variables: PYTHON=python3.x, VENV=dir, OUTPUT=dir, CASES=n (C++ tests), JOBS=n (test processes),"
-	@echo "           ARGS='options for the command'"
+	@echo "           CUDA_ARCHITECTURES='80;90;100', ARGS='options for the command'"
 
 env: $(STAMP)
 
@@ -26,7 +28,8 @@ $(STAMP): $(SOURCES)
 		{ echo "cplearn-kernels needs Python 3.10 or later; name one with make PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[train,bench,test]'
+	CMAKE_ARGS='-DCPLEARN_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)' $(BIN)/python -m pip install --quiet \
+		--disable-pip-version-check -c constraints.txt --editable '.[train,bench,test]'
 	touch $@
 
 train: env

@@ -30,7 +30,10 @@ else()
   set(CUDA_FLAGS "")
   set(CUDA_BUILT "")
   foreach(architecture IN LISTS CPLEARN_CUDA_ARCHITECTURES)
-    if(NOT CUDA_KNOWN MATCHES "sm_${architecture}(\n|$)")
+    # nvcc lists 90 and not 90a, which it knows from version 12 on.
+    string(REGEX MATCH "^[0-9]+" plain "${architecture}")
+    if(NOT CUDA_KNOWN MATCHES "sm_${plain}(\n|$)"
+       OR (NOT architecture STREQUAL plain AND CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.0))
       message(STATUS "CUDA kernels: nvcc ${CMAKE_CUDA_COMPILER_VERSION} does not know sm_${architecture}")
       continue()
     endif()

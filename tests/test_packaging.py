@@ -21,10 +21,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("cplearn_kernels", "csrc", "train", "bench", "tests")
+SOURCES = ("cplearn_kernels", "csrc", "cmake", "train", "bench", "tests")
 FILES = ("setup.py", "pyproject.toml", "CMakeLists.txt", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md")
 SCRIPTS = sysconfig.get_path("scripts")  # a virtual environment need not be on PATH
-ENVIRONMENT = {**os.environ, "PATH": os.pathsep.join([SCRIPTS, os.environ.get("PATH", "")]), "PIP_NO_INPUT": "1"}
+# Without CUDA kernels: they take minutes, and what the tests run in was built with them where nvcc is.
+ENVIRONMENT = {**os.environ, "PATH": os.pathsep.join([SCRIPTS, os.environ.get("PATH", "")]), "PIP_NO_INPUT": "1",
+               "CMAKE_ARGS": "-DCPLEARN_CUDA=OFF"}
 
 
 def missing_tools():
@@ -90,7 +92,8 @@ def test_wheel_holds_the_package_alone(wheel):
     tops = {name.split("/")[0] for name in names}
     assert tops == {"cplearn_kernels", next(top for top in tops if top.endswith(".dist-info"))}
     assert {name for name in names if name.endswith(".py")} == sources("cplearn_kernels", "*.py")
-    assert "cplearn_kernels/backends/triton_configurations.json" in names
+    for record in ("triton_configurations.json", "cuda_architectures.json"):
+        assert f"cplearn_kernels/backends/{record}" in names
     core = [name for name in names if name.endswith((".so", ".pyd"))]
     assert len(core) == 1 and core[0].startswith("cplearn_kernels/_core.")
     assert not any(name.endswith((".h", ".cpp", ".txt.in")) for name in names)
@@ -122,15 +125,31 @@ def test_the_wheel_works_outside_the_checkout(wheel, tmp_path):
         "h = torch.nn.functional.normalize(torch.randn(3, 7), dim=1).requires_grad_()\n"
         "cpk.cplearn_loss(h, h, d, temperature=0.5, backend='cpu').backward()\n"
         "assert h.grad.isfinite().all()\n"
-        "print(cpk.__file__)\n"
+        "print(cpk.backends()['cuda'], cpk.__file__, sep='\\n')\n"
     )
-    printed = run(sys.executable, "-c", script, cwd=tmp_path).strip()
-    assert Path(printed).is_relative_to(tmp_path)
+    backend, path = run(sys.executable, "-c", script, cwd=tmp_path).splitlines()
+    assert Path(path).is_relative_to(tmp_path)
+    assert backend == ("cuda: cannot run (the compiled core was built without CUDA: it was switched off by "
+                       "CPLEARN_CUDA=OFF)")  # fmt: skip
+
+
+@needs_tools
+def test_without_nvcc_the_build_says_what_is_missing(copied, tmp_path):
+    import pybind11
+
+    configure = ["cmake", "-S", str(copied), "-B", str(tmp_path), f"-DPython_EXECUTABLE={sys.executable}",
+                 f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]  # fmt: skip
+    environment = {**ENVIRONMENT, "CUDACXX": str(tmp_path / "no-nvcc")}
+    done = subprocess.run(configure, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "Without CUDA kernels: no working nvcc was found" in done.stdout
+    insisted = subprocess.run([*configure, "-DCPLEARN_CUDA=ON"], env=environment, capture_output=True, text=True, timeout=300)
+    assert insisted.returncode != 0 and "CPLEARN_CUDA=ON, but no working nvcc was found" in insisted.stderr
 
 
 @needs_tools
 def test_sdist_holds_what_a_build_needs(sdist):
-    wanted = sources("csrc", "*.h", "*.cpp") | sources("cplearn_kernels", "*.py")
+    wanted = sources("csrc", "*.h", "*.cpp", "*.cu", "*.cuh") | sources("cmake", "*") | sources("cplearn_kernels", "*.py")
     wanted |= {"CMakeLists.txt", "setup.py", "pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md"}
     assert wanted - sdist == set()
     assert not any(name.endswith((".so", ".o", ".pyc")) for name in sdist)
