@@ -56,13 +56,11 @@ class Mix:
     """Thread instructions by unit, and the bytes that go through shared and to or from global memory."""
 
     units: Counter = field(default_factory=Counter)
-    blocks: int = 0
 
     def add(self, block: Block, times: int = 1) -> None:
         """Counts a block's instructions."""
         for unit, count in block.units.items():
             self.units[unit] += times * count
-        self.blocks += 1
 
     def record(self) -> dict[str, int]:
         """Counts without zeros, for JSON."""
@@ -100,11 +98,11 @@ def graph(lines: list[str]) -> list[Block]:
             open_block = True
         _, guard, opcode, modifiers, operands = found.groups()
         _count(blocks[-1], opcode, modifiers)
-        if opcode in ("BRA", "BRX", "BRXU", "JMP"):
+        # The assembler also leaves loops by guarded calls that never return.
+        if opcode in ("BRA", "BRX", "BRXU", "JMP") or (opcode == "CALL" and guard):
             jumps.append((len(blocks) - 1, _TARGET.findall(line)))
             # A branch may be guarded by a predicate in front, or by one among its operands.
-            always = guard is None and not re.search(r"(^|[ ,!~])U?P\w+|URZ", operands.split("`")[0])
-            _begin(blocks, not always or False)
+            _begin(blocks, bool(guard or re.search(r"(^|[ ,!~])U?P\w+|URZ", operands.split("`")[0])))
         elif opcode in ("EXIT", "RET") and guard is None:
             open_block = False
     for block, targets in jumps:
@@ -130,10 +128,13 @@ def _count(block: Block, opcode: str, modifiers: str) -> None:
         block.units["global_store"] += 1
 
 
-def cheapest(blocks: list[Block], start: int, goal: int) -> list[int] | None:
-    """Blocks of the cheapest path with at least one edge, `start` included and `goal` not; None where there is none."""
+def cheapest(blocks: list[Block], start: int, goal: int, without: int | None = None) -> list[int] | None:
+    """Blocks of the cheapest path with at least one edge, `start` included and `goal` not, that avoids block `without`.
+
+    None where there is no such path.
+    """
     queue = [(blocks[start].instructions, start, (start,))]
-    done = set()
+    done = {without}
     while queue:
         cost, block, path = heapq.heappop(queue)
         for following in blocks[block].next:
@@ -170,9 +171,10 @@ def loop_mix(lines: list[str], inner_trips: int = 1) -> dict[str, dict[str, int]
     for number in path:
         common.add(blocks[number])
     if inner_trips > 1:
-        inner = [cheapest(blocks, number, number) for number in path if number in blocks[number].next]
-        for number in (number for body in inner if body for number in body):
-            common.add(blocks[number], inner_trips - 1)
+        rounds = [cheapest(blocks, number, number, without=loop[0]) for number in path[1:]]
+        for body in {tuple(sorted(body)) for body in rounds if body}:
+            for number in body:
+                common.add(blocks[number], inner_trips - 1)
     found = {"common": common.record()}
     for name, mark in RARE.items():
         extra = _beyond(blocks, loop, path, mark)
@@ -184,14 +186,15 @@ def loop_mix(lines: list[str], inner_trips: int = 1) -> dict[str, dict[str, int]
 def _beyond(blocks: list[Block], loop: tuple[int, int], path: list[int], mark: str) -> dict[str, int] | None:
     """What the cheapest way through all blocks of the loop with `mark`, in order, has beyond the common way."""
     marked = [n for n in range(loop[0], loop[1] + 1) if n not in path and blocks[n].units[mark]]
-    if not marked:
+    here, way = loop[0], set()
+    for goal in marked:
+        step = cheapest(blocks, here, goal, without=loop[0])
+        if step is not None:  # else the way to it excludes one that was passed
+            way.update(step)
+            here = goal
+    if here == loop[0]:
         return None
-    way = set()
-    for start, goal in zip([loop[0], *marked], [*marked, loop[0]]):
-        step = cheapest(blocks, start, goal)
-        if step is None:  # alternatives of which one excludes the other: the way through the first
-            continue
-        way.update(step)
+    way.update(cheapest(blocks, here, loop[0]) or ())
     extra = Mix()
     for number in way - set(path):
         extra.add(blocks[number])

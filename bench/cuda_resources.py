@@ -43,7 +43,7 @@ _PTXAS = re.compile(
     r"Compiling entry function '(\S+)' for '\w+'\n.*?\n\s*(\d+) bytes stack frame, (\d+) bytes spill stores, "
     r"(\d+) bytes spill loads\n.*?Used (\d+) registers(.*)"
 )
-_THREADS = re.compile(r"nvinfo : EIATTR_MAX_THREADS\n(?:.*\n){5}\s*/\*\w+\*/\s*\.word\s+0x(\w+)")
+_THREADS = re.compile(r"EIATTR_MAX_THREADS.*?\.word\s+0x(\w+)", re.DOTALL)
 
 
 def parse_ptxas(text: str) -> dict[str, dict[str, int]]:

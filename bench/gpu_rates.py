@@ -25,6 +25,7 @@ class Gpu:
         conversions: between float32 and float64.
         l2: bytes from the second-level cache, all multiprocessors reading.
         memory: bytes per second of the device's memory.
+        l2_bytes: size of the second-level cache.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Gpu:
     conversions: int = 16
     l2: float = 0.0
     memory: float = 0.0
+    l2_bytes: int = 0
 
     @property
     def clocks(self) -> float:
@@ -50,8 +52,9 @@ class Gpu:
 
 
 GPUS = (
-    Gpu("H200", "sm_90", 132, 1.83e9, 2048, 16, 128, 128, mma=1270, l2=23.0, memory=4.8e12),
-    Gpu("A100", "sm_80", 108, 1.41e9, 1024, 16, 128, 128, mma=1024, fp32=64, l2=26.0, memory=2.0e12),
+    Gpu("H200", "sm_90", 132, 1.83e9, 2048, 16, 128, 128, mma=1270, l2=23.0, memory=4.8e12, l2_bytes=50 << 20),
+    Gpu("A100", "sm_80", 108, 1.41e9, 1024, 16, 128, 128, mma=1024, fp32=64, l2=26.0, memory=2.0e12,
+        l2_bytes=40 << 20),
     Gpu("MI300X", "gfx942", 304, 2.1e9, 1024, 16, 128, 64),
 )
 
