@@ -2,8 +2,8 @@
 
     python -m bench.cuda_alternatives
 
-Each alternative is written as what it adds to and takes from the counted instructions of the three passes. Nothing of it
-exists. Whole-loss clocks are those of the passes alone, without small kernels and launches.
+Each alternative is written as what it adds to and takes from the counted instructions of the three passes. Nothing of
+it exists. Whole-loss clocks are those of the passes alone, without small kernels and launches.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def with_transforms(gpu: Gpu, p: Plan, forward: Change, backward: Change) -> dic
 
 
 def kronecker(p: Plan, tensor_share: float, instructions: float) -> tuple[Change, Change]:
-    """(forward, backward): all levels become two products; halves of the rows come from memory, those of weights do not."""
+    """(forward, backward): all levels become two products; the rows come as halves, weights have to be split."""
     levels, lanes = p.log2_block, max(p.log2_block - 10, 0)
     gone = Change(all=-levels - lanes, fp32=-levels, shuffles=-lanes)
 
@@ -93,7 +93,9 @@ def alternatives(gpu: Gpu, f: int) -> dict[str, dict[str, Cost]]:
     if f == 2048 and gpu.architecture == "sm_90":
         # wgmma is issued once for four warps and reads the ±1 matrix from shared memory, 2 bytes per logit and product.
         forward, backward = kronecker(p, 1.0, 0.25)
-        found["Kronecker form, wgmma"] = with_transforms(gpu, p, replace(forward, shared=4), replace(backward, shared=4))
+        found["Kronecker form, wgmma"] = with_transforms(
+            gpu, p, replace(forward, shared=4), replace(backward, shared=4)
+        )
     # Rows come as halves, signs flip two numbers at once; half an instruction of mma.sync for four additions.
     first_levels = Change(all=-3.5, fp32=-4, tensor=32, tensor_share=mma)
     found["first four forward levels by mma.sync"] = with_transforms(gpu, p, first_levels, Change())
@@ -102,7 +104,9 @@ def alternatives(gpu: Gpu, f: int) -> dict[str, dict[str, Cost]]:
     # A lane sends the half that the other one goes on with: half the shuffles, two selections per pair more.
     half = Change(all=0.5 * levels, integer=levels, shuffles=-0.5 * levels)
     found["shuffles of halves"] = with_transforms(gpu, p, half, half)
-    found["loads made a block ahead"] = {kernel: replace(cost, latency=cost.latency - L2_LATENCY) for kernel, cost in now.items()}
+    found["loads made a block ahead"] = {
+        kernel: replace(cost, latency=cost.latency - L2_LATENCY) for kernel, cost in now.items()
+    }
     weighted = "weighted_codes reverse_kl"
     found["16 warps of weighted_codes instead of 12"] = {**now, weighted: replace(now[weighted], warps=16)}
     packed = Change(all=-0.5 * p.log2_block)
@@ -121,11 +125,17 @@ def _shared_best(gpu: Gpu, p: Plan, cost: Cost) -> Cost:
 def table(gpu: Gpu, f: int) -> str:
     """Markdown: clocks per 1000 logits of a multiprocessor for the whole loss."""
     units = ("issue", "fp32", "integer", "shared", "tensor")
-    lines = [f"| {gpu.name}, f = {f} | clocks·10³: " + " | ".join(units) + " | bound | predicted | gain |", "|---" * 9 + "|"]
+    lines = [
+        f"| {gpu.name}, f = {f} | clocks·10³: " + " | ".join(units) + " | bound | predicted | gain |",
+        "|---" * 9 + "|",
+    ]
     first = None
     for name, passes in alternatives(gpu, f).items():
         clocks = [sum(cost.units.get(unit, 0.0) for cost in passes.values()) for unit in units]
-        bound, predicted = (sum(cost.bound for cost in passes.values()), sum(cost.predicted() for cost in passes.values()))
+        bound, predicted = (
+            sum(cost.bound for cost in passes.values()),
+            sum(cost.predicted() for cost in passes.values()),
+        )
         first = first or predicted
         lines.append(f"| {name} | " + " | ".join(f"{1000 * value:.0f}" for value in (*clocks, bound, predicted))
                      + f" | {first / predicted:.2f}x |")  # fmt: skip
@@ -138,7 +148,7 @@ def product_table(gpu: Gpu) -> str:
     # Four moves before each of the 4 mma of a logit's 128 terms bring registers of a fragment side by side.
     straight = replace(cost, units={**cost.units, "issue": cost.units["issue"] - 16 / gpu.issue,
                                     "fp32": max(cost.units["fp32"] - 16 / gpu.integer, 0.05)})  # fmt: skip
-    lines = [f"| {gpu.name}, product of 128 terms | busiest unit | bound, clocks·10³ | predicted | share of the full tensor rate |",
+    lines = [f"| {gpu.name}, product of 128 terms | busiest unit | bound, clocks·10³ | predicted | share of tensor rate |",
              "|---|---|---|---|---|"]  # fmt: skip
     for name, variant in (("built", cost), ("fragments as loaded, no moves", straight)):
         lines.append(f"| {name} | {variant.busiest} | {1000 * variant.bound:.0f} | {1000 * variant.predicted():.0f} | "

@@ -25,8 +25,14 @@ LARGEST = ("hadamard", 64, 128, 1 << 30)
 # (what, GPU, shape, unit, bar, goal); at least for rates, less than for seconds and bytes.
 BARS = tuple(
     ("logits/s", "hadamard", 256, f, 1 << log2, bar, goal)
-    for f, bar, goal in ((2048, 0.15e12, 0.25e12), (128, 0.25e12, 0.5e12)) for log2 in (20, 22, 24)
+    for f, bar, goal in ((2048, 0.15e12, 0.25e12), (128, 0.25e12, 0.5e12))
+    for log2 in (20, 22, 24)
 ) + (("seconds", *LARGEST, 0.5, None), ("bytes", *LARGEST, 6e9, None), ("seconds in a graph", *GRAPH, 1e-4, None))
+
+
+def power(c: int) -> str:
+    """A power of two as text."""
+    return f"2^{c.bit_length() - 1}"
 
 
 def costs(gpu: Gpu, dictionary: str, n: int, f: int, c: int) -> dict[str, Cost]:
@@ -43,18 +49,19 @@ def costs(gpu: Gpu, dictionary: str, n: int, f: int, c: int) -> dict[str, Cost]:
 def work_table(gpu: Gpu, n: int = 256, c: int = 1 << 20) -> str:
     """Markdown: per pass the clocks of a multiprocessor for 1000 logits on each unit, bound, prediction."""
     units = ("issue", "fp32", "integer", "special", "shared", "l2", "tensor")
-    lines = [f"| {gpu.name}, n = {n}, c = 2^{c.bit_length() - 1}: dictionary, f | pass | instructions | warps | clocks·10³: "
+    lines = [f"| {gpu.name}, n = {n}, c = {power(c)}: dictionary, f | pass | instructions | warps | clocks·10³: "
              + " | ".join(units) + " | bound | predicted |", "|---" * 13 + "|"]  # fmt: skip
     for dictionary, f in (("hadamard", 2048), ("hadamard", 384), ("hadamard", 128), ("rademacher", 128)):
         for name, cost in costs(gpu, dictionary, n, f, c).items():
             clocks = [f"{1000 * cost.units[unit]:.0f}" if unit in cost.units else "" for unit in units]
-            lines.append(f"| {dictionary}, {f} | `{name}` | {cost.instructions:.1f} | {cost.warps} | {' | '.join(clocks)} | "
+            row = f"{dictionary}, {f} | `{name}` | {cost.instructions:.1f} | {cost.warps}"
+            lines.append(f"| {row} | {' | '.join(clocks)} | "
                          f"{1000 * cost.bound:.0f} | {1000 * cost.predicted():.0f} |")  # fmt: skip
     return "\n".join(lines)
 
 
 def prediction_table(gpu: Gpu, measured: dict[tuple, float]) -> str:
-    """Markdown: milliseconds at the bound, predicted and, where there are any, measured; logits per second predicted."""
+    """Markdown: milliseconds at the bound, predicted, measured where there is a number; logits per second predicted."""
     lines = [f"| {gpu.name}: dictionary | n | f | " + " | ".join(f"c = 2^{log2}" for log2 in LOG2_C)
              + " | logits/s predicted, 2^14 | 2^20 | 2^24 |", "|---" * (6 + len(LOG2_C)) + "|"]  # fmt: skip
     shapes = [("hadamard", n, f) for n in N for f in F] + [("rademacher", n, f) for n in N[:2] for f in (128, 2048)]
@@ -74,7 +81,10 @@ def prediction_table(gpu: Gpu, measured: dict[tuple, float]) -> str:
 def nodes_table(gpu: Gpu, shape: tuple[str, int, int, int]) -> str:
     """Markdown: every kernel of a call with its microseconds, and the sum with the time between nodes of a graph."""
     dictionary, n, f, c = shape
-    lines = [f"| {gpu.name}, {dictionary}, n = {n}, f = {f}, c = {c} | nodes | bound, µs | predicted, µs |", "|---|---|---|---|"]
+    lines = [
+        f"| {gpu.name}, {dictionary}, n = {n}, f = {f}, c = {c} | nodes | bound, µs | predicted, µs |",
+        "|---|---|---|---|",
+    ]
     timed = steps(gpu, plan(gpu, *shape))
     for step in timed:
         lines.append(f"| `{step.kernel}` | {step.launches} | {1e6 * step.bound:.1f} | {1e6 * step.predicted:.1f} |")
@@ -90,12 +100,12 @@ def bars(gpu: Gpu) -> list[tuple[str, str, float, float, bool]]:
     found = []
     for unit, dictionary, n, f, c, bar, goal in BARS:
         p = plan(gpu, dictionary, n, f, c)
-        at_least = unit == "logits/s"
+        at_least, shape = unit == "logits/s", f"{dictionary}, n = {n}, f = {f}, c = {power(c)}"
         value = {"logits/s": 2 * n * c / seconds(gpu, p)[1], "bytes": float(p.bytes)}.get(unit, seconds(gpu, p)[1])
         for kind, required in (("bar", bar), ("goal", goal)):
             if required is not None:
                 met = value >= required if at_least else value < required
-                found.append((f"{kind}, {unit}", f"{dictionary}, n = {n}, f = {f}, c = 2^{c.bit_length() - 1}", required, value,
+                found.append((f"{kind}, {unit}", shape, required, value,
                               met))  # fmt: skip
     return found
 
@@ -130,7 +140,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{RESOURCES.name} is missing: run python -m bench.cuda_resources", file=sys.stderr)
         return 2
     measured = measured_times(chosen.results) if chosen.results else {}
-    print("Predictions, counted and assumed; milliseconds are bound / predicted" + " / measured" * bool(measured), end="\n\n")
+    print(
+        "Predictions, counted and assumed; milliseconds are bound / predicted" + " / measured" * bool(measured),
+        end="\n\n",
+    )
     for gpu in GPUS:
         if chosen.gpu is None or gpu.name in chosen.gpu:
             print(work_table(gpu), prediction_table(gpu, measured), nodes_table(gpu, GRAPH), nodes_table(gpu, LARGEST),

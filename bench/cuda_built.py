@@ -59,7 +59,7 @@ def usage(path: Path) -> list[dict[str, Any]] | str:
 
 
 def report(path: Path | None = None) -> tuple[int, str]:
-    """(exit status, text): 0 where no kernel uses a stack or local memory, 1 where one does, 2 where none can be read."""
+    """(exit status, text): 0 if no kernel uses a stack or local memory, 1 where one does, 2 if nothing can be read."""
     path = path or extension()
     if path is None:
         return 2, "cplearn_kernels._core is not built"

@@ -1,11 +1,11 @@
 """Reads NVIDIA machine code as nvdisasm prints it: the loop of a kernel, the way round it, instructions by unit.
 
 The main loop is the longest one. What counts is the *common way* round it: the cheapest path from its first instruction
-back to it, in instructions. That leaves out every rare branch of these kernels, because each of them only adds work: the
-row's best code, the cut last block, a new best, sums flushed every 32 blocks. Where a kernel serves several modes chosen
-at run time, the way is that of the cheapest mode. What a rare branch adds is counted apart: it is recognised by an
-instruction that only it has (`RARE`), and its cost is what the cheapest way through all blocks with that instruction has
-beyond the common way.
+back to it, in instructions. That leaves out every rare branch of these kernels, because each of them only adds work:
+the row's best code, the cut last block, a new best, sums flushed every 32 blocks. Where a kernel serves several modes
+chosen at run time, the way is that of the cheapest mode. What a rare branch adds is counted apart: it is recognised
+by an instruction that only it has (`RARE`), and its cost is what the cheapest way through all blocks with that
+instruction has beyond the common way.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 UNITS = {
     "fp32": "FADD FMUL FFMA FADD2 FMUL2 FFMA2 FSWZADD HADD2 HMUL2 HFMA2",
     "imad": "IMAD",
-    "integer": "LOP3 LOP SHF SHL SHR IADD3 IADD LEA ISETP SEL FSEL FSETP FMNMX FMNMX3 FCHK IMNMX VIADD VIADDMNMX VIMNMX "
-    "VIMNMX3 PRMT PLOP3 P2R R2P SGXT BMSK IABS LEPC MOV CS2R F2FP VOTE",
+    "integer": "LOP3 LOP SHF SHL SHR IADD3 IADD LEA ISETP SEL FSEL FSETP FMNMX FMNMX3 FCHK IMNMX VIADD VIADDMNMX "
+    "VIMNMX VIMNMX3 PRMT PLOP3 P2R R2P SGXT BMSK IABS LEPC MOV CS2R F2FP VOTE",
     "special": "MUFU",
     "conversion": "F2F F2I I2F FRND I2FP F2IP",
     "double": "DADD DMUL DFMA DSETP DMNMX",

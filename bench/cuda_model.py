@@ -5,9 +5,10 @@ clocks per logit are its instructions, or bytes, over its rate. The *bound* of a
 
 The *prediction* treats a scheduler with its resident warps as a closed queueing network (mean value analysis): in each
 round of the main loop a warp visits three stations, the arithmetic (the busiest of issue, fp32, integer, special
-function and tensor cores), the path to shared memory and first-level cache (loads, stores, shuffles: one queue, as Nsight
-Compute's guide describes the LSU pipe), and the second-level cache; and it waits for latencies that nothing in the same
-warp hides. With few warps that costs; with many the busiest station is all that counts. Nothing here was measured.
+function and tensor cores), the path to shared memory and first-level cache (loads, stores, shuffles: one queue, as
+Nsight Compute's guide describes the LSU pipe), and the second-level cache; and it waits for latencies that nothing in
+the same warp hides. With few warps that costs; with many the busiest station is all that counts. Nothing here was
+measured.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from bench.gpu_rates import LIMITS, Gpu
 
 RESOURCES = Path(__file__).resolve().parent / "results" / "cuda_resources.json"
 
-# Clocks, assumed (Luo et al., arXiv 2402.13499, give about 30 for shared memory, 40 for the first-level and 260 to 270 for
-# the second-level cache of an H100).
+# Clocks, assumed (Luo et al., arXiv 2402.13499, give about 30 for shared memory, 40 for the first-level and 260 to
+# 270 for the second-level cache of an H100).
 SHARED_LATENCY, BARRIER_LATENCY, SHUFFLE_LATENCY, L1_LATENCY, L2_LATENCY = 30, 30, 25, 40, 270
 # A reduction to memory takes the load-store path a clock per sector of 32 bytes (assumed).
 SECTOR_DOUBLES = 4
@@ -171,7 +172,9 @@ def round_latency(kernel: str, plan: Plan) -> float:
         return loads
     levels = min(plan.log2_block - 5, 5) if plan.team <= 4 else max(plan.log2_block - 10, 0)
     exchange = 2 * SHARED_LATENCY + BARRIER_LATENCY if plan.team > 4 else 0
-    partner = 2 * SHARED_LATENCY + BARRIER_LATENCY if kernel.startswith("weighted_codes") and plan.log2_block < 13 else 0
+    partner = (
+        2 * SHARED_LATENCY + BARRIER_LATENCY if kernel.startswith("weighted_codes") and plan.log2_block < 13 else 0
+    )
     return loads + TRANSFORMS[kernel] * (exchange + levels * SHUFFLE_LATENCY) + partner
 
 
@@ -182,6 +185,6 @@ def product_cost(gpu: Gpu, kernel: str) -> Cost:
     units = _clocks(gpu, mix, 1.0)
     # A block of threads makes 64 by 128: its rows as two halves and its columns' bits, if the first level shares them.
     units["l2"] = (64 * 128 * 4 + 128 * 128 / 8) / (64 * 128) / gpu.l2
-    return Cost(units, mix["all"], record["warps"], 4 * L2_LATENCY, record["numbers"], record["blocks"], record["threads"])
-
-
+    return Cost(
+        units, mix["all"], record["warps"], 4 * L2_LATENCY, record["numbers"], record["blocks"], record["threads"]
+    )

@@ -97,7 +97,9 @@ class Plan:
         return list(times.items())
 
 
-def plan(gpu: Gpu, dictionary: str, n: int, f: int, c: int, spans: tuple[int, int] = (SPAN_CODES, SPAN_PRODUCTS)) -> Plan:
+def plan(
+    gpu: Gpu, dictionary: str, n: int, f: int, c: int, spans: tuple[int, int] = (SPAN_CODES, SPAN_PRODUCTS)
+) -> Plan:
     """The plan of a loss with gradients under reverse KL; `spans`: most codes, most products of a span."""
     log2_block = (f - 1).bit_length() if dictionary == "hadamard" and f > 32 else 0
     block, team = (1 << log2_block, 1 << (log2_block - 5)) if log2_block else (128, 4)

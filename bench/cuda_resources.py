@@ -84,7 +84,9 @@ def compile_unit(unit: Unit, arch: str, nvcc: str, nvdisasm: str) -> list[dict[s
     ]
 
 
-def record_of(unit: Unit, arch: str, mangled: str, usage: dict[str, int], threads: int, code: list[str]) -> dict[str, Any]:
+def record_of(
+    unit: Unit, arch: str, mangled: str, usage: dict[str, int], threads: int, code: list[str]
+) -> dict[str, Any]:
     """A kernel's record: what it needs, what fits on a multiprocessor, what its main loop does."""
     kernel = readable(mangled)
     shared = dynamic_shared(kernel, unit.log2_block, threads)
@@ -106,7 +108,8 @@ def compile_all(wanted: list[tuple[Unit, str]], jobs: int, nvcc: str, nvdisasm: 
         made = [pool.submit(compile_unit, unit, arch, nvcc, nvdisasm) for unit, arch in wanted]
         for number, ((unit, arch), future) in enumerate(zip(wanted, made), 1):
             records += future.result()
-            print(f"{number} of {len(wanted)}, {time.monotonic() - began:.0f} s: {unit.name} for {arch}", file=sys.stderr,
+            print(f"{number} of {len(wanted)}, {time.monotonic() - began:.0f} s: {unit.name} for {arch}",
+            file=sys.stderr,
                   flush=True)  # fmt: skip
     return records
 
@@ -155,7 +158,9 @@ def main(arguments: list[str] | None = None) -> int:
                         help="a block size, `stored` for independent codes, or a file; default: all")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=2, help="compilers at a time (default: %(default)s)")
     parser.add_argument("--nvcc", default="nvcc", help="the compiler (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="where the record goes (default: bench/results, when all is compiled)")
+    parser.add_argument(
+        "--json", type=Path, help="where the record goes (default: bench/results, when all is compiled)"
+    )
     parser.add_argument("--built", action="store_true", help="read the installed extension; compile nothing")
     chosen = parser.parse_args(arguments)
     if chosen.built:
@@ -185,7 +190,9 @@ def write(path: Path, records: list[dict[str, Any]], nvcc: str, same: bool) -> N
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     release = re.search(r"release ([\d.]+)", version).group(1)
     lines = ",\n".join(json.dumps(record) for record in records)
-    path.write_text(f'{{"schema": 1, "nvcc": "{release}", "sm_90a_is_sm_90": {json.dumps(same)}, "kernels": [\n{lines}\n]}}\n')
+    path.write_text(
+        f'{{"schema": 1, "nvcc": "{release}", "sm_90a_is_sm_90": {json.dumps(same)}, "kernels": [\n{lines}\n]}}\n'
+    )
 
 
 if __name__ == "__main__":

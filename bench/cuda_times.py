@@ -1,9 +1,10 @@
 """Bound and prediction of a call of cplearn_loss with gradients on the cuda backend, kernel by kernel.
 
-Passes follow bench/cuda_model.py. The small kernels between them are counted by their longest chain of dependent steps and
-by the bytes they move, from the second-level cache where a call's working memory fits it. Like the latencies of the model
-these are assumptions: FLIGHT loads of a thread at a time, MEMORY clocks for one from memory, ARITHMETIC clocks for what
-finish_columns does with an element (two divisions and a logarithm in double precision, one after the other).
+Passes follow bench/cuda_model.py. The small kernels between them are counted by their longest chain of dependent
+steps and by the bytes they move, from the second-level cache where a call's working memory fits it. Like the
+latencies of the model these are assumptions: FLIGHT loads of a thread at a time, MEMORY clocks for one from memory,
+ARITHMETIC clocks for what finish_columns does with an element (two divisions and a logarithm in double precision, one
+after the other).
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class Step:
 def _pass(gpu: Gpu, cost: Cost, logits: float, grid: float) -> tuple[float, float]:
     """(bound, predicted) seconds of one launch with `grid` blocks of threads.
 
-    Where the blocks do not fill the multiprocessors, these hold fewer warps; where they come in several waves, half of one
-    is lost at the end.
+    Where the blocks do not fill the multiprocessors, these hold fewer warps; where they come in several waves,
+    half of one is lost at the end.
     """
     places = gpu.processors * cost.blocks
     bound = cost.bound * logits / gpu.clocks
@@ -104,7 +105,7 @@ def small_kernels(plan: Plan, latency: float) -> dict[str, tuple[float, float]]:
 
 
 def seconds(gpu: Gpu, plan: Plan) -> tuple[float, float]:
-    """(bound, predicted) of the call; the bound without what lies between kernels, the prediction with 2 µs a launch."""
+    """(bound, predicted) of the call; the bound without the gaps between kernels, the prediction with 2 µs a launch."""
     timed = steps(gpu, plan)
     launches = sum(step.launches for step in timed)
     return sum(step.bound for step in timed), sum(step.predicted for step in timed) + launches * NODE[1]

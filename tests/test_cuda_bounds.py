@@ -18,7 +18,14 @@ from bench.cuda_times import seconds, steps  # noqa: E402
 from bench.gpu_rates import GPUS  # noqa: E402
 
 H200, A100 = (next(gpu for gpu in GPUS if gpu.name == name) for name in ("H200", "A100"))
-SHAPES = [(64, 128, 1 << 30), (256, 2048, 1 << 20), (64, 2048, 1 << 14), (5, 40, 1000), (1024, 384, 1 << 17), (7, 5000, 12345)]
+SHAPES = [
+    (64, 128, 1 << 30),
+    (256, 2048, 1 << 20),
+    (64, 2048, 1 << 14),
+    (5, 40, 1000),
+    (1024, 384, 1 << 17),
+    (7, 5000, 12345),
+]
 
 
 def _core():
@@ -118,7 +125,12 @@ def test_every_launch_has_a_time_and_the_prediction_is_above_the_bound(gpu, dict
 def test_the_command_prints_all_tables_and_measurements_where_there_are_any(tmp_path, capsys):
     assert cuda_bounds.main(["--gpu", "H200"]) == 0
     out = capsys.readouterr().out
-    assert "A100" not in out and "predicted only" in out and "`finish_sums`" in out and "measured" not in out.split("\n")[0]
+    assert (
+        "A100" not in out
+        and "predicted only" in out
+        and "`finish_sums`" in out
+        and "measured" not in out.split("\n")[0]
+    )
     record = {"machine": {"architecture": "sm_90"}, "rows": [
         {"task": "loss", "dictionary": "hadamard", "n": 64, "num_features": 128, "num_codes": 1 << 14,
          "cells": {"library:cuda": {"median": 0.012345}, "library:triton": {"median": 9.0}}},

@@ -1,4 +1,4 @@
-"""The report of the CUDA kernels' resources: its parsers on canned text, what fits on a GPU, the installed extension."""
+"""The report of the CUDA kernels' resources: parsers on canned text, what fits on a GPU, the installed extension."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from bench.cuda_code import UNITS, cheapest, functions, graph, loop_mix, main_lo
 from bench.cuda_kernels import BLOCKS, dynamic_shared, rare_branches, readable  # noqa: E402
 from bench.gpu_rates import LIMITS  # noqa: E402
 
-WEIGHTED = "_ZN7cplearn4cuda14weighted_codesINS0_13HadamardTilesILi11EEELNS0_7PurposeE{}EEEvNS0_22WeightedCodesArgumentsE"
+WEIGHTED = (
+    "_ZN7cplearn4cuda14weighted_codesINS0_13HadamardTilesILi11EEELNS0_7PurposeE{}EEEvNS0_22WeightedCodesArgumentsE"
+)
 COLUMNS = "_ZN7cplearn4cuda11column_sumsINS0_12HadamardTileILi11ELi1EEELb{}EEEvNS0_19ColumnSumsArgumentsE"
 SMALL = "_ZN7cplearn4cuda49_GLOBAL__N__4f_10_rows_out_cu_5_418finish_sums_kernelILNS0_6ResultE0EEEvNS0_10FinishSumsE"
 
@@ -51,8 +53,8 @@ Resource usage:
   REG:96 STACK:0 SHARED:0 LOCAL:0 CONSTANT[0]:640 TEXTURE:0 SURFACE:0 SAMPLER:0
 """
 
-# A loop with a rare branch that reduces to memory, one that stores, a branch between two ways of different length, and a
-# block behind the loop that goes back into it.
+# A loop with a rare branch that reduces to memory, one that stores, a branch between two ways of different length,
+# and a block behind the loop that goes back into it.
 CODE = """
 .text.kernel:
         /*0000*/                   MOV R1, c[0x0][0x28] ;
@@ -90,7 +92,8 @@ CODE = """
 
 def test_names_are_readable():
     assert [readable(WEIGHTED.format(i)) for i in range(4)] == [
-        "weighted_codes reverse_kl", "weighted_codes cross_entropy", "weighted_codes value", "weighted_codes row"]  # fmt: skip
+        "weighted_codes reverse_kl", "weighted_codes cross_entropy", "weighted_codes value", "weighted_codes row",
+    ]  # fmt: skip
     assert [readable(COLUMNS.format(i)) for i in (0, 1)] == ["column_sums", "column_sums logs"]
     assert readable(SMALL) == "finish_sums loss_gradient" and readable("_Z3foov") == "_Z3foov"
 
@@ -108,9 +111,9 @@ def test_what_ptxas_says_is_read_and_a_spill_is_a_problem():
 
 def test_threads_of_a_block_are_read_whatever_lies_between():
     word = "        /*0490*/ \t.word\t0x00000{:03x}\n        /*0494*/ \t.word\t0x00000001\n"
-    head = "\t.section\t.nv.info.{},\"\",@\"SHT_CUDA_INFO\"\n\t//----- nvinfo : EIATTR_MAX_THREADS\n"
+    head = '\t.section\t.nv.info.{},"",@"SHT_CUDA_INFO"\n\t//----- nvinfo : EIATTR_MAX_THREADS\n'
     text = head.format("a") + "\t.align\t\t4\n.L_1:\n\t.short\t(.L_2 - .L_1)\n" + word.format(256)
-    text += head.format("b") + word.format(128) + "\t.section\t.nv.info.c,\"\"\n"
+    text += head.format("b") + word.format(128) + '\t.section\t.nv.info.c,""\n'
     assert cuda_resources.parse_threads(text) == {"a": 256, "b": 128}
 
 
@@ -206,7 +209,10 @@ def test_a_stack_in_an_extension_is_reported(monkeypatch, tmp_path):
     assert cuda_built.report(tmp_path)[0] == 1
     monkeypatch.undo()
     monkeypatch.setattr(cuda_built, "tool", lambda name: None)
-    assert cuda_built.report(tmp_path) == (2, "no cuobjdump: it is part of NVIDIA's CUDA toolkit and of the triton package")
+    assert cuda_built.report(tmp_path) == (
+        2,
+        "no cuobjdump: it is part of NVIDIA's CUDA toolkit and of the triton package",
+    )
 
 
 def test_the_installed_extension_has_no_stack():
@@ -230,7 +236,10 @@ def test_a_spill_ends_the_command_with_status_1(capsys, monkeypatch, tmp_path):
     usage = {"registers": 168, "spill_stores": 0, "spill_loads": 0, "stack": 0, "static_shared": 0}
 
     def compiled(wanted, *_):
-        return [cuda_resources.record_of(unit, arch, WEIGHTED.format(0), usage, 128, CODE.splitlines()) for unit, arch in wanted]
+        return [
+            cuda_resources.record_of(unit, arch, WEIGHTED.format(0), usage, 128, CODE.splitlines())
+            for unit, arch in wanted
+        ]
 
     monkeypatch.setattr(cuda_resources, "compile_all", compiled)
     monkeypatch.setattr(cuda_resources, "tool", lambda name: name)
