@@ -91,7 +91,7 @@ def alternatives(gpu: Gpu, f: int) -> dict[str, dict[str, Cost]]:
         # 192 multiply-adds of a logit are 3 thread instructions of mma.sync.
         found["Kronecker form, mma.sync"] = with_transforms(gpu, p, *kronecker(p, mma, 3))
     if f == 2048 and gpu.architecture == "sm_90":
-        # wgmma is issued once for four warps and reads the ±1 matrix from shared memory, 2 bytes per logit and product.
+        # wgmma is issued once for four warps and reads ±1 from shared memory, 2 bytes per logit and product.
         forward, backward = kronecker(p, 1.0, 0.25)
         found["Kronecker form, wgmma"] = with_transforms(
             gpu, p, replace(forward, shared=4), replace(backward, shared=4)
@@ -107,11 +107,21 @@ def alternatives(gpu: Gpu, f: int) -> dict[str, dict[str, Cost]]:
     found["loads made a block ahead"] = {
         kernel: replace(cost, latency=cost.latency - L2_LATENCY) for kernel, cost in now.items()
     }
+    together = with_transforms(gpu, p, _sum(first_levels, half), half)
+    together["best_codes"] = _shared_best(gpu, p, together["best_codes"])
+    found["the last four together"] = {
+        kernel: replace(cost, latency=cost.latency - L2_LATENCY) for kernel, cost in together.items()
+    }
     weighted = "weighted_codes reverse_kl"
     found["16 warps of weighted_codes instead of 12"] = {**now, weighted: replace(now[weighted], warps=16)}
     packed = Change(all=-0.5 * p.log2_block)
     found["two additions in one instruction (Blackwell alone)"] = with_transforms(gpu, p, packed, packed)
     return found
+
+
+def _sum(a: Change, b: Change) -> Change:
+    """Both changes; only the first uses the tensor cores."""
+    return replace(a, all=a.all + b.all, integer=a.integer + b.integer, shuffles=a.shuffles + b.shuffles)
 
 
 def _shared_best(gpu: Gpu, p: Plan, cost: Cost) -> Cost:
@@ -148,7 +158,7 @@ def product_table(gpu: Gpu) -> str:
     # Four moves before each of the 4 mma of a logit's 128 terms bring registers of a fragment side by side.
     straight = replace(cost, units={**cost.units, "issue": cost.units["issue"] - 16 / gpu.issue,
                                     "fp32": max(cost.units["fp32"] - 16 / gpu.integer, 0.05)})  # fmt: skip
-    lines = [f"| {gpu.name}, product of 128 terms | busiest unit | bound, clocks·10³ | predicted | share of tensor rate |",
+    lines = [f"| {gpu.name}, product of 128 terms | busiest | bound, clocks·10³ | predicted | share of tensor rate |",
              "|---|---|---|---|---|"]  # fmt: skip
     for name, variant in (("built", cost), ("fragments as loaded, no moves", straight)):
         lines.append(f"| {name} | {variant.busiest} | {1000 * variant.bound:.0f} | {1000 * variant.predicted():.0f} | "

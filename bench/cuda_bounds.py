@@ -17,17 +17,12 @@ from bench.cuda_model import RESOURCES, Cost, kernels, pass_cost, product_cost
 from bench.cuda_plan import plan
 from bench.cuda_times import NODE, seconds, steps
 from bench.gpu_rates import GPUS, Gpu
+from bench.gpu_rows import BARS, ROWS
 
 GPUS = tuple(gpu for gpu in GPUS if gpu.mma)
 N, F, LOG2_C = (64, 256, 1024), (128, 384, 2048), (14, 17, 20, 22, 24)
 GRAPH = ("hadamard", 64, 2048, 1 << 14)
 LARGEST = ("hadamard", 64, 128, 1 << 30)
-# (what, GPU, shape, unit, bar, goal); at least for rates, less than for seconds and bytes.
-BARS = tuple(
-    ("logits/s", "hadamard", 256, f, 1 << log2, bar, goal)
-    for f, bar, goal in ((2048, 0.15e12, 0.25e12), (128, 0.25e12, 0.5e12))
-    for log2 in (20, 22, 24)
-) + (("seconds", *LARGEST, 0.5, None), ("bytes", *LARGEST, 6e9, None), ("seconds in a graph", *GRAPH, 1e-4, None))
 
 
 def power(c: int) -> str:
@@ -96,17 +91,21 @@ def nodes_table(gpu: Gpu, shape: tuple[str, int, int, int]) -> str:
 
 
 def bars(gpu: Gpu) -> list[tuple[str, str, float, float, bool]]:
-    """(what, shape, required, predicted, met) for every bar and goal."""
+    """(what, shape, required, predicted, met) for every bar and goal that bench.gpu has for the backend."""
+    rows = {row.name: row for row in ROWS}
     found = []
-    for unit, dictionary, n, f, c, bar, goal in BARS:
-        p = plan(gpu, dictionary, n, f, c)
-        at_least, shape = unit == "logits/s", f"{dictionary}, n = {n}, f = {f}, c = {power(c)}"
-        value = {"logits/s": 2 * n * c / seconds(gpu, p)[1], "bytes": float(p.bytes)}.get(unit, seconds(gpu, p)[1])
-        for kind, required in (("bar", bar), ("goal", goal)):
-            if required is not None:
-                met = value >= required if at_least else value < required
-                found.append((f"{kind}, {unit}", shape, required, value,
-                              met))  # fmt: skip
+    for bar in (bar for bar in BARS if bar.backend == "cuda"):
+        row = rows[bar.row]
+        p = plan(gpu, row.dictionary, row.n, row.num_features, row.num_codes)
+        time = seconds(gpu, p)[1]
+        value = {"rate": row.logits / time, "time": time, "peak": float(p.bytes)}[bar.kind]
+        shape = f"{row.dictionary}, n = {row.n}, f = {row.num_features}, c = {power(row.num_codes)}"
+        unit = {"rate": "logits/s", "time": "seconds", "peak": "bytes"}[bar.kind]
+        unit += " in a graph" if row.task == "loss_graph" else ""
+        for kind, required in (("bar", bar.value), ("goal", bar.goal)):
+            if required:  # not every bar has a goal
+                met = value >= required if bar.kind == "rate" else value < required
+                found.append((f"{kind}, {unit}", shape, required, value, met))
     return found
 
 
