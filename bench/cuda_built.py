@@ -52,7 +52,7 @@ def usage(path: Path) -> list[dict[str, Any]] | str:
         return "no cuobjdump: it is part of NVIDIA's CUDA toolkit and of the triton package"
     done = subprocess.run([program, "--dump-resource-usage", str(path)], capture_output=True, text=True)
     if "does not contain device code" in done.stdout + done.stderr:
-        return f"{path.name} holds no CUDA kernels: it was built without nvcc"
+        return f"{path.name} holds no CUDA kernels: it was built without them"
     if done.returncode:
         return f"cuobjdump failed on {path.name}: {done.stderr.strip()}"
     return parse_usage(done.stdout)
