@@ -19,33 +19,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.gpu_rates import GPUS, Gpu
+
 RESOURCES = Path(__file__).resolve().parent / "results" / "triton_resources.json"
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """Rates of one GPU. Per clock and multiprocessor: `tensor` float16 multiply-adds, `exponentials`, `shared` bytes,
-    `issue` thread instructions; `clock` in Hz.
-
-    Sources: NVIDIA H200 and A100 data sheets (dense float16 tensor rate, clock), CUDA C++ programming guide (arithmetic
-    throughput by compute capability), AMD MI300X data sheet and CDNA 3 white paper.
-    """
-
-    name: str
-    architecture: str
-    processors: int
-    clock: float
-    tensor: int
-    exponentials: int
-    shared: int
-    issue: int
-
-
-GPUS = (
-    Gpu("H200", "sm_90", 132, 1.83e9, 2048, 16, 128, 128),
-    Gpu("A100", "sm_80", 108, 1.41e9, 1024, 16, 128, 128),
-    Gpu("MI300X", "gfx942", 304, 2.1e9, 1024, 16, 128, 64),
-)
 # Codes whose column sums are held at a time (triton_batch.SPAN): beyond, they are made twice.
 SPAN = 1 << 22
 PREDICTED_N = (64, 256, 1024)
