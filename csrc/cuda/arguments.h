@@ -71,7 +71,8 @@ struct WeightedCodesArguments {
   const float* slope;     // (views, column_stride): g of the span, zeros behind it; kPerCode: the codes' numbers
   const float* top;       // kCrossEntropy: likewise
   const float* centre;   // kPerCode, kProducts: (total), subtracted from the weights
-  double* sums;          // Hadamard: (splits, 2, total, block), of the weighted codes and of p times the codes; added to
+  // Hadamard: (splits, 2, total, block), of the weighted codes and of p times the codes; added to, but for the first span
+  double* sums;
   // (splits * parts, total), added to: the sums of p, of the weights and of p times the partner's u
   double *mass, *weight, *agreement;
   double* best_weight;   // (total): the prior's part of the best code's weight

@@ -1,7 +1,8 @@
 // Pass 1: each row's best code and the sum of 2^(logit - best) over the others (reference.projector_logsumexp).
 //
-// A team goes over the blocks of one split; every thread keeps what its own codes gave, and only at the end do a team's
-// threads meet. Partial results are merged in a fixed order by rows.cu.
+// A team goes over the blocks of one split. The best code is that of all of a team's lanes in a warp: were it each
+// thread's own, some lane of a warp would find a new one in most rounds, and all would wait for it. Partial results are
+// merged in a fixed order by rows_out.cu.
 #pragma once
 
 #include <cmath>
@@ -34,7 +35,11 @@ __global__ void __launch_bounds__(Teams<Tile>::kBlockThreads) best_codes(const B
   const auto given_row = [&] { return int(made_anew(blockIdx.x)) * T::kPerBlock + int(made_anew(threadIdx.x)) / Tile::kThreads; };
   const int row = given_row() < a.total ? given_row() : a.total - 1;  // the last block's spare teams repeat a row
   Tile tile(a.tile, team);
-  BestCode found{kNoLogit, kNoCode, 0.0};
+  struct {
+    float best;
+    int32_t code;
+  } found{kNoLogit, kNoCode};
+  double others = 0;  // of this thread's codes
   const int blocks = (a.span.count + Tile::kBlock - 1) / Tile::kBlock;
   const int begin = int(blockIdx.y) * a.blocks_per_split;
   const int end = begin + a.blocks_per_split < blocks ? begin + a.blocks_per_split : blocks;
@@ -50,32 +55,42 @@ __global__ void __launch_bounds__(Teams<Tile>::kBlockThreads) best_codes(const B
     float largest[4] = {s[0], s[1], s[2], s[3]};
 #pragma unroll
     for (int e = 4; e < kElements; ++e) largest[e % 4] = fmaxf(largest[e % 4], s[e]);
-    const float top = fmaxf(fmaxf(largest[0], largest[1]), fmaxf(largest[2], largest[3]));
-    float sums[4] = {0, 0, 0, 0};
-    if (top > found.best) {
-      // A new best is rare: the old one joins the others, the first of the new ones stays out.
-      found.others = (found.others + (found.code == kNoCode ? 0 : 1)) * double(exp2_fast(found.best - top));
-      found.best = top;
+    float top = fmaxf(fmaxf(largest[0], largest[1]), fmaxf(largest[2], largest[3]));
+#pragma unroll
+    for (int mask = 1; mask < T::kLanes; mask <<= 1) top = fmaxf(top, shuffle_xor(top, mask));
+    if (warp_ballot(top > found.best) != 0) {
+      // The old best joins the others, in one lane; the first of the new ones stays out.
       int code = kNoCode;
 #pragma unroll
       for (int e = 0; e < kElements; ++e) code = s[e] == top && tile.code(e) < code ? tile.code(e) : code;
+      const int mine = code;
 #pragma unroll
-      for (int e = 0; e < kElements; ++e) sums[e % 4] += tile.code(e) == code ? 0.0f : exp2_fast(s[e] - top);
-      found.code = int32_t(a.span.first) + first + code;
-    } else {
+      for (int mask = 1; mask < T::kLanes; mask <<= 1) {
+        const int other = shuffle_xor(code, mask);
+        code = other < code ? other : code;
+      }
+      if (top > found.best) {
+        const bool leads = tile.thread() % T::kLanes == 0 && found.code != kNoCode;
+        others = (others + (leads ? 1 : 0)) * double(exp2_fast(found.best - top));
+        found.best = top;
+        found.code = int32_t(a.span.first) + first + code;
+        if (mine == code) {
 #pragma unroll
-      for (int e = 0; e < kElements; ++e) sums[e % 4] += exp2_fast(s[e] - found.best);
+          for (int e = 0; e < kElements; ++e) s[e] = tile.code(e) == code ? kNoLogit : s[e];
+        }
+      }
     }
-    found.others += double((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    PartedSum<4> sum;
+#pragma unroll
+    for (int e = 0; e < kElements; ++e) sum.add(e, exp2_fast(s[e] - found.best));
+    others += double(sum.total());
   }
 #pragma unroll
-  for (int mask = 1; mask < T::kLanes; mask <<= 1) {
-    found = merged(found, {shuffle_xor(found.best, mask), shuffle_xor(found.code, mask), shuffle_xor(found.others, mask)});
-  }
+  for (int mask = 1; mask < T::kLanes; mask <<= 1) others += shuffle_xor(others, mask);
   if (given_row() < a.total && tile.thread() % T::kLanes == 0) {
     const int64_t part = int64_t(blockIdx.y) * T::kParts + tile.thread() / T::kLanes;
     const int64_t at = part * a.total + given_row();
-    a.best[at] = found.best, a.others[at] = found.others, a.code[at] = found.code;
+    a.best[at] = found.best, a.others[at] = others, a.code[at] = found.code;
   }
 }
 

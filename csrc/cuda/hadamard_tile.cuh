@@ -18,11 +18,15 @@ namespace cplearn::cuda {
 constexpr int kElements = 32;  // numbers of a tile that a thread holds
 constexpr int kLeastBlockThreads = 128;  // of a block of the passes; more only where a group of teams is larger
 
-// A sum in four parts, so that no addition waits for the one before it.
-struct FourParts {
-  float part[4] = {};
-  __device__ void add(int e, float value) { part[e % 4] += value; }
-  __device__ float total() const { return (part[0] + part[1]) + (part[2] + part[3]); }
+// A sum in several parts, so that additions need not wait for each other.
+template <int kParts>
+struct PartedSum {
+  float part[kParts] = {};
+  __device__ void add(int e, float value) { part[e % kParts] += value; }
+  __device__ float total() const {
+    if constexpr (kParts == 2) return part[0] + part[1];
+    else return (part[0] + part[1]) + (part[2] + part[3]);
+  }
 };
 
 // Where things lie in a block of 2^log2_block codes; for kernels that do not know the size at compile time, too.
@@ -84,7 +88,8 @@ class HadamardTile {
   static constexpr bool kExchanges = kLog2Threads > 2;
   // Four floats between the stretches of 32 that a thread takes as vectors, and, where a warp holds several teams, T
   // more between these: then neither the vectors nor the single floats meet in a bank.
-  static constexpr int kBuffer = kThreads * (kElements + 4) + (kExchanges && kThreads < 32 ? kThreads : 0);
+  static constexpr int kQuads = kElements + 4;
+  static constexpr int kBuffer = kThreads * kQuads + (kExchanges && kThreads < 32 ? kThreads : 0);
   static constexpr int kLeft = kLog2Threads > 5 ? kLog2Threads - 5 : 0;  // bits of the thread's index for shuffles
 
  public:
@@ -98,7 +103,6 @@ class HadamardTile {
 
   __device__ HadamardTile(const TileData& data, int team)
       : thread_(int(threadIdx.x) % kThreads),
-        team_(team),
         signs_(data.signs),
         page_(int(blockDim.x) / kThreads * kBuffer),
         buffer_(shared_memory() + team * kBuffer) {}
@@ -110,13 +114,13 @@ class HadamardTile {
 
   // Four numbers of an array with one per code of the block, for e … e + 3.
   __device__ float4 of_codes(const float* array, int e) const {
-    return load_vector<float4>(array + thread_ * kElements + e);
+    return load_vector<float4>(array + uint32_t(thread_ * kElements) + e);
   }
 
   // The products of a prepared row with the codes of a block: s[e] belongs to code(e).
   __device__ void logits(const float* rows, int64_t row, int block, float (&s)[kElements]) {
-    const uint32_t word = made_anew(signs_[int64_t(block) * kThreads + thread_]);
-    const float* from = rows + row * kBlock + thread_ * 4;
+    const uint32_t word = made_anew(signs_[uint32_t(block * kThreads + thread_)]);
+    const float* from = rows + (row * kBlock + uint32_t(thread_ * 4));
 #pragma unroll
     for (int e = 0; e < kElements; e += 4) {
       const float4 four = load_vector<float4>(from + e * kThreads);
@@ -129,9 +133,10 @@ class HadamardTile {
 #pragma unroll
       for (int e = 0; e < kElements; ++e) singles.store(single(e), s[e]);
       sync();
+      const Shared quads = buffer_ + quad_base();
 #pragma unroll
       for (int e = 0; e < kElements; e += 4) {
-        const float4 four = buffer_.load4(vectors(e));
+        const float4 four = quads.load4(e);
         s[e] = four.x, s[e + 1] = four.y, s[e + 2] = four.z, s[e + 3] = four.w;
       }
       turn();
@@ -153,9 +158,10 @@ class HadamardTile {
     if constexpr (kExchanges) {
       lane_butterflies<kLeft>(x, thread_);
       butterflies<0, kLog2Threads - kLeft>(x);
+      const Shared quads = buffer_ + quad_base();
 #pragma unroll
       for (int e = 0; e < kElements; e += 4) {
-        buffer_.store4(vectors(e), make_float4(x[e], x[e + 1], x[e + 2], x[e + 3]));
+        quads.store4(e, make_float4(x[e], x[e + 1], x[e + 2], x[e + 3]));
       }
       sync();
       const Shared singles = buffer_ + single_base();
@@ -167,55 +173,56 @@ class HadamardTile {
     }
     butterflies<0, 5>(x);
     const float sum = thread_ == 0 ? x[0] : 0.0f;
-    const uint32_t word = made_anew(signs_[int64_t(block) * kThreads + thread_]);
+    const uint32_t word = made_anew(signs_[uint32_t(block * kThreads + thread_)]);
 #pragma unroll
     for (int e = 0; e < kElements; ++e) sums.value[e] += flipped(x[e], word, e);
     return sum;
   }
 
-  // Adds the sums to doubles, (block) by places, and starts anew.
-  __device__ void flush(Sums& sums, double* to) const {
+  // Adds the sums to doubles, (block) by places, or puts them there, and starts anew.
+  __device__ void flush(Sums& sums, double* to, bool add) const {
     // One address and constants, see single().
-    double* const first = to + HadamardOrder::place({kLog2Threads}, thread_, 0);
+    double* const first = to + uint32_t(HadamardOrder::place({kLog2Threads}, thread_, 0));
     constexpr int kStep = kExchanges ? kThreads : 1;
 #pragma unroll
     for (int e = 0; e < kElements; ++e) {
-      add_to(first + e * kStep, double(sums.value[e]));
+      if (add) add_to(first + e * kStep, double(sums.value[e]));
+      else first[e * kStep] = double(sums.value[e]);
       sums.value[e] = 0;
     }
   }
 
   // The partner's numbers for the same codes: after both teams' `offer` and `meet`; `turn_page` ends it.
   __device__ void offer(int e, float a, float b, float c, float d) const {
-    buffer_.store4(vectors(e), make_float4(a, b, c, d));
+    buffer_.store4(thread_ * kQuads + e, make_float4(a, b, c, d));
   }
   __device__ void meet() { sync(); }
-  __device__ float4 partner4(int e) const { return partner_buffer().load4(vectors(e)); }
-  __device__ float partner(int e) const { return partner_buffer().load(vectors(e)); }
+  __device__ float4 partner4(int e) const { return partner_buffer().load4(thread_ * kQuads + e); }
+  __device__ float partner(int e) const { return partner_buffer().load(thread_ * kQuads + e); }
   __device__ void turn_page() { turn(); }
 
  private:
   __device__ void sync() const {
     if constexpr (kThreads * kGroup <= 32) sync_warp();
     else if constexpr (kThreads * kGroup >= kLeastBlockThreads) sync_block();  // the block is this group
-    else sync_named(1 + team_ / kGroup, kThreads * kGroup);
+    else sync_named(1 + int(made_anew(threadIdx.x)) / (kThreads * kGroup), kThreads * kGroup);
   }
   __device__ void turn() {
     buffer_ = buffer_ + page_;
     page_ = -page_;
   }
-  __device__ Shared partner_buffer() const { return buffer_ + (team_ % 2 == 0 ? kBuffer : -kBuffer); }
-  // Of place e * T + t, and of the four codes from t * 32 + e on. The parts of e are constants, so that no register
-  // holds an address of its own for each e.
-  __device__ int single_base() const {
-    // Several teams in a warp have one number more to keep: there, this one is not.
-    const int thread = kThreads < 32 ? int(made_anew(uint32_t(thread_))) : thread_;
-    return thread + 4 * (thread / kElements);
+  __device__ Shared partner_buffer() const {
+    const int team = int(made_anew(threadIdx.x)) / kThreads;  // as a number that need not be kept
+    return buffer_ + (team % 2 == 0 ? kBuffer : -kBuffer);
   }
+  // Of place e * T + t: a base and a constant, so that no register holds an address of its own for each e.
+  __device__ int single_base() const { return thread_ + 4 * (thread_ / kElements); }
   __device__ static constexpr int single(int e) { return e * kThreads + 4 * (e * kThreads / kElements); }
-  __device__ int vectors(int e) const { return thread_ * (kElements + 4) + e; }
+  // Of the four codes from t * 32 + e on, less e. Made anew where the allocator of registers then finds room for all (by
+  // trial, see bench.cuda_resources; it is a matter of one register).
+  __device__ int quad_base() const { return (kLog2Block != 9 ? int(made_anew(uint32_t(thread_))) : thread_) * kQuads; }
 
-  const int thread_, team_;
+  const int thread_;
   const uint32_t* const signs_;
   int page_;  // from the buffer in use to the other one
   Shared buffer_;

@@ -21,6 +21,7 @@ using Tiles = HadamardTiles<CPK_LOG2_BLOCK>;
 #endif
 using Tile = Tiles::Of<1>;
 using T = Teams<Tile>;
+using W = WeightedTeams<Tiles, Purpose::kGradient>;
 
 void launch_best_codes(const Call& call, const BestCodesArguments& a, int splits) {
   launch("best_codes", best_codes<Tile>, {unsigned(ceil_div(a.total, T::kPerBlock)), unsigned(splits)},
@@ -73,7 +74,9 @@ constexpr Passes kPasses{Tile::kBlock,
                          T::kParts,
                          Tile::kInMemory,
                          T::kPerBlock,
-                         Tile::kThreads > 128 ? 8 : 12,
+                         512 / T::kBlockThreads,  // at most 128 registers a thread
+                         W::kPerBlock,
+                         W::kBlocksPerProcessor,
                          launch_best_codes,
                          launch_column_sums,
                          launch_weighted_codes,

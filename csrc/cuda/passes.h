@@ -12,8 +12,9 @@ struct Passes {
   int threads;  // that work on a tile
   int parts;    // partial results that a team leaves
   bool in_memory;  // products and weights of a span lie in memory (stored_tile.cuh)
-  int teams_per_block;  // of the kernels that own rows
-  int resident_warps;  // of weighted_codes per multiprocessor, as its registers allow
+  // Of the kernels that own rows: rows of a block of threads, and blocks that a multiprocessor holds, as registers allow.
+  int best_rows, best_resident;
+  int weighted_rows, weighted_resident;
   void (*best_codes)(const Call&, const BestCodesArguments&, int splits);
   void (*column_sums)(const Call&, const ColumnSumsArguments&, int views, int splits);
   void (*weighted_codes)(const Call&, const WeightedCodesArguments&, WeightedKernel, int splits);

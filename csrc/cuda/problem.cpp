@@ -10,8 +10,7 @@ namespace {
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-constexpr int kBestWaves = 4, kColumnWaves = 4, kSumWaves = 2;  // teams per place for one on the device
-constexpr int64_t kMostRowParts = 64;
+constexpr int64_t kMostWaves = 4;  // rounds of thread blocks; more parts than that only take memory
 constexpr int kMostGroups = 32;  // 128 codes each, that sign_product adds up in float32
 
 }  // namespace
@@ -91,15 +90,23 @@ void Problem::multiply(const Halves& rows, const Span& span, float* products) {
   sign_product(call, rows, {bits_, blocks(span) * passes.block}, products, columns_);
 }
 
-Problem::Cut Problem::cut_blocks(int64_t teams, int64_t blocks, int waves) const {
-  const int64_t places = int64_t(call.device.processors) * passes.resident_warps * 32 / passes.threads;
-  const int64_t wanted = std::max<int64_t>(1, std::min(ceil_div(waves * places, teams), blocks));
-  const int64_t size = ceil_div(blocks, std::min<int64_t>(wanted, 65535));
-  return {int(ceil_div(blocks, size)), int(size)};
+Cut even_cut(int64_t count, int64_t blocks_per_part, int64_t places) {
+  const int64_t most = std::min(std::min(count, std::max<int64_t>(1, kMostWaves * places / blocks_per_part)), int64_t{65535});
+  Cut best{1, int(count)};
+  double best_use = 0;
+  for (int64_t wanted = 1; wanted <= most; ++wanted) {
+    const int64_t size = ceil_div(count, wanted), parts = ceil_div(count, size);
+    const int64_t waves = ceil_div(parts * blocks_per_part, places);
+    // What share of the places' time is work, if every part took as long as the largest.
+    const double use = double(count * blocks_per_part) / double(waves * places * size);
+    if (use > 1.03 * best_use) best_use = use, best = {int(parts), int(size)};
+  }
+  return best;
 }
 
 void Problem::find_best() {
-  const Cut cut = cut_blocks(total, columns_ / passes.block, kBestWaves);
+  const Cut cut = even_cut(columns_ / passes.block, ceil_div(total, passes.best_rows),
+                           int64_t(call.device.processors) * passes.best_resident);
   const int64_t parts = int64_t(cut.parts) * passes.parts;
   float* const best = call.take<float>(parts * total);
   double* const others = call.take<double>(parts * total);
@@ -113,24 +120,22 @@ void Problem::find_best() {
 
 void Problem::take_columns(Weights weights) {
   const bool logs = weights == Weights::kCrossEntropy;
-  const int64_t teams = columns_ / passes.block * batch.num_views, rows = batch.per_view;
-  const int64_t places = int64_t(call.device.processors) * passes.resident_warps * 32 / passes.threads;
-  const int64_t wanted = std::min(std::min(ceil_div(kColumnWaves * places, teams), rows), kMostRowParts);
-  rows_per_split_ = int(ceil_div(rows, wanted));
-  column_splits_ = int(ceil_div(rows, rows_per_split_));
-  column_sums_ = call.take<float>(column_splits_ * batch.num_views * columns_);
+  // A block of threads takes as many blocks of codes here as rows there.
+  const int64_t thread_blocks = ceil_div(columns_ / passes.block, passes.best_rows) * batch.num_views;
+  column_cut_ = even_cut(batch.per_view, thread_blocks, int64_t(call.device.processors) * passes.best_resident);
+  column_sums_ = call.take<float>(column_cut_.parts * batch.num_views * columns_);
   slope = call.take<float>(batch.num_views * columns_);
   if (logs) {
-    column_top_ = call.take<float>(column_splits_ * batch.num_views * columns_);
+    column_top_ = call.take<float>(column_cut_.parts * batch.num_views * columns_);
     top = call.take<float>(batch.num_views * columns_);
   }
 }
 
 void Problem::columns_of(const Span& span, Weights weights, const float* q, double* prior_parts) {
   passes.column_sums(call,
-                     {tile, span, batch.per_view, rows_per_split_, state, column_sums_, column_top_},
-                     batch.num_views, column_splits_);
-  finish_columns(call, {column_sums_, column_top_, column_splits_, batch.num_views, span, columns_, weights,
+                     {tile, span, batch.per_view, column_cut_.size, state, column_sums_, column_top_},
+                     batch.num_views, column_cut_.parts);
+  finish_columns(call, {column_sums_, column_top_, column_cut_.parts, batch.num_views, span, columns_, weights,
                         q == nullptr ? nullptr : q + span.first, batch.per_view, codes.num_codes, slope, top,
                         prior_parts});
 }
@@ -138,7 +143,8 @@ void Problem::columns_of(const Span& span, Weights weights, const float* q, doub
 void Problem::take_sums(bool of_codes) {
   const bool in_registers = of_codes && !passes.in_memory;
   const int64_t width = passes.in_memory ? codes.num_features : width_;
-  sums_cut_ = cut_blocks(total, columns_ / passes.block, kSumWaves);
+  sums_cut_ = even_cut(columns_ / passes.block, ceil_div(total, passes.weighted_rows),
+                       int64_t(call.device.processors) * passes.weighted_resident);
   const int64_t parts = int64_t(sums_cut_.parts) * passes.parts;
   int64_t sum_splits = in_registers ? sums_cut_.parts : 0;
   if (of_codes && passes.in_memory) {
@@ -153,10 +159,10 @@ void Problem::take_sums(bool of_codes) {
     tile.low = call.take<uint16_t>(2 * total * columns_);
     tile.scales = call.take<float>(2 * total * (columns_ / 128));
   }
-  // All that starts at zero, side by side.
+  // What starts at zero, side by side; sums in registers are put where they belong the first time.
   const int64_t sums = sum_splits * 2 * total * width, begin = kPriorParts + 3 * parts * total;
   double* const zeros = call.take<double>(begin + sums);
-  fill_with_zeros(call, zeros, sizeof(double) * size_t(begin + sums));
+  fill_with_zeros(call, zeros, sizeof(double) * size_t(in_registers ? begin : begin + sums));
   prior = zeros;
   mass_ = zeros + kPriorParts, weight_ = mass_ + parts * total, agreement_ = weight_ + parts * total;
   sums_ = zeros + begin;

@@ -7,6 +7,14 @@
 
 namespace cplearn::cuda {
 
+// How `size` things are cut: into `parts` of `size` each, the last perhaps smaller.
+struct Cut {
+  int parts, size;
+};
+// Cuts `count` so that the thread blocks of all parts, `blocks_per_part` each, fill the places that the device has for
+// them with the least idle time at the end; of cuts that are about as good, the coarsest.
+Cut even_cut(int64_t count, int64_t blocks_per_part, int64_t places);
+
 class Problem {
  public:
   // `factor`: what rows are multiplied with, log2(e) / temperature for logits in powers of two.
@@ -31,12 +39,6 @@ class Problem {
   int64_t blocks(const Span& span) const { return (span.count + passes.block - 1) / passes.block; }
   // Codes of the longest span, rounded up to whole blocks.
   int64_t columns() const { return columns_; }
-  // Into how many parts the blocks (the rows) of a span are cut, so that there is work for every multiprocessor, and how
-  // many are in a part. They depend on the problem and the device alone.
-  struct Cut {
-    int parts, size;
-  };
-  Cut cut_blocks(int64_t teams_per_block_range, int64_t blocks, int waves) const;
 
   // Column sums of a span and what they become; the arrays lie in `slope` and `top`.
   void take_columns(Weights weights);
@@ -69,7 +71,7 @@ class Problem {
   int64_t width_;       // of a prepared row
   int64_t span_codes_, columns_;
   int64_t prepared_ = -1;  // first code of the span that is in memory
-  int column_splits_ = 1, rows_per_split_ = 1;
+  Cut column_cut_{1, 1};  // of the rows
   float *column_sums_ = nullptr, *column_top_ = nullptr;
   // Hadamard
   float *rows_ = nullptr, *second_rows_ = nullptr;

@@ -68,7 +68,7 @@ void merge_best(const Call&, const float* best, const double* others, const int3
 
 // What a span's column sums (splits, views, count) become: p̄ (slope, for Weights::kNone), or g with the prior's terms
 // added to `prior` (kPriorParts doubles). `slope` and `top_out` are (views, stride), zero from `count` on.
-constexpr int kPriorParts = 1024;
+constexpr int kPriorParts = 8192;
 struct FinishColumns {
   const float *sums, *top;
   int splits, views;

@@ -52,16 +52,26 @@ struct PrepareArguments {
   float* out;
 };
 
+// A block of threads per row: small batches are short of work, not of blocks.
 __global__ void __launch_bounds__(kThreads) prepare_rows_kernel(const PrepareArguments a) {
-  const RowOfWarp here(Batch::rows_of(a.batch));
-  const bool finite = row_is_finite(a.batch, here.row, here.lane);
+  const int64_t row = blockIdx.x;
+  bool finite = true;
+  for (int64_t k = threadIdx.x; k < a.batch.num_features; k += kThreads) {
+    const float x = element(a.batch, row, k);
+    finite = finite && x - x == 0.0f;
+  }
+  const Shared shared = shared_memory();
+  const uint32_t bad = warp_ballot(!finite);
+  if (threadIdx.x % 32 == 0) shared.store(int(threadIdx.x) / 32, bad != 0 ? 1.0f : 0.0f);
+  sync_block();
+  float any_bad = 0;
+  for (int warp = 0; warp < kWarps; ++warp) any_bad += shared.load(warp);
   const int block = 1 << a.log2_block;
   const HadamardOrder order = HadamardOrder::of(a.log2_block);
-  if (!here.exists) return;
-  for (int i = here.lane; i < block; i += 32) {
+  for (int i = int(threadIdx.x); i < block; i += kThreads) {
     const int32_t k = a.coordinate_at[HadamardOrder::place_at(order, i)];
-    const float value = k < 0 ? 0.0f : scaled(element(a.batch, here.row, k), a.factor, 1e30 / block);
-    a.out[here.row * block + i] = finite ? value : NAN;
+    const float value = k < 0 ? 0.0f : scaled(element(a.batch, row, k), a.factor, 1e30 / block);
+    a.out[row * block + i] = any_bad == 0 ? value : NAN;
   }
 }
 
@@ -145,7 +155,7 @@ dim3 warps_for(int64_t rows) { return {unsigned(ceil_div(rows, kWarps))}; }
 
 void prepare_rows(const Call& call, const Batch& batch, double factor, int log2_block, const int32_t* coordinate_at,
                   float* out) {
-  launch("prepare_rows", prepare_rows_kernel, warps_for(Batch::rows_of(batch)), kThreads, 0, call,
+  launch("prepare_rows", prepare_rows_kernel, {unsigned(Batch::rows_of(batch))}, kThreads, 4 * kWarps, call,
          PrepareArguments{batch, factor, log2_block, coordinate_at, out});
 }
 

@@ -148,12 +148,13 @@ __global__ void __launch_bounds__(kLossThreads) finish_loss_kernel(const FinishL
   a.out[2] = float(prior / 2);
 }
 
-// A block of threads per row, or per pair of rows for the loss.
+// A thread per coordinate of a row, or of a pair of rows for the loss. Grid (rows of a view, 128 coordinates).
 template <Result kResult>
 __global__ void __launch_bounds__(kThreads) finish_sums_kernel(const FinishSums a) {
   constexpr int kViews = kResult == Result::kLossGradient ? 2 : 1;
   const int64_t split_stride = 2 * a.total * a.width;
-  for (int32_t k = int32_t(threadIdx.x); k < a.codes.num_features; k += kThreads) {
+  const int32_t k = int32_t(blockIdx.y * kThreads + threadIdx.x);
+  if (k < a.codes.num_features) {
     const int64_t place = a.place_of != nullptr ? a.place_of[k] : k;
     double expected[kViews], pull[kViews], code[kViews];
 #pragma unroll
@@ -235,7 +236,7 @@ void finish_loss(Call& call, const double* row_agreement, int32_t total, const d
 }
 
 void finish_sums(const Call& call, const FinishSums& a, Result result) {
-  const dim3 grid{unsigned(a.per_view)};
+  const dim3 grid{unsigned(a.per_view), unsigned(ceil_div(a.codes.num_features, kThreads))};
   switch (result) {
     case Result::kLossGradient:
       return launch("finish_sums", finish_sums_kernel<Result::kLossGradient>, grid, kThreads, 0, call, a);

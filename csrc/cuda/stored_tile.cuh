@@ -55,7 +55,7 @@ class StoredTile {
   // the weights.
   __device__ float add_codes(float (&x)[kElements], int block, Sums& sums) const {
     float largest = 0;
-    FourParts sum;
+    PartedSum<4> sum;
 #pragma unroll
     for (int e = 0; e < kElements; ++e) largest = fmaxf(largest, fabsf(x[e])), sum.add(e, x[e]);
     largest = fmaxf(largest, shuffle_xor(largest, 1));

@@ -15,6 +15,11 @@ namespace cplearn::cuda {
 
 constexpr int kFlushBlocks = 32;
 
+// Whether a split that began at block `begin` and has come to `end` writes its sums for the first time.
+__device__ __forceinline__ bool first_flush(const Span& span, int end, int begin) {
+  return span.first == 0 && (end - 1) / kFlushBlocks == begin / kFlushBlocks;
+}
+
 // The loss with its gradient, an instance for each prior because registers are short; its value; functions of one batch.
 enum class Purpose { kGradient, kCrossEntropyGradient, kValue, kRow };
 
@@ -32,15 +37,39 @@ struct WeightedTeams {
   static constexpr int kThreads = Tile::kThreads * kGroup;  // of an item: a row, or its two
   static constexpr int kBlockThreads = kThreads > kLeastBlockThreads ? kThreads : kLeastBlockThreads;
   static constexpr int kPerBlock = kBlockThreads / Tile::kThreads;
-  static constexpr int kSharedBytes = 4 * kPerBlock * Tile::kSharedFloats;
-  // Two sets of 32 sums and a tile with its weights take 128 registers; 168 leave room for 384 threads.
-  static constexpr int kBlocksPerProcessor = kPurpose == Purpose::kGradient && 384 / kBlockThreads > 1 ? 384 / kBlockThreads : 1;
+  static constexpr int kSharedBytes = 4 * kPerBlock * (Tile::kSharedFloats + 2);
+  // Two sets of 32 sums and a tile with its weights take 128 registers; 168 leave room for 384 threads. With blocks of
+  // 1024 codes one register is missing at that, and there are 256 threads instead.
+  static constexpr int kRoomFor = Tile::kBlock == 1024 ? 256 : 384;
+  static constexpr int kBlocksPerProcessor =
+      kPurpose == Purpose::kGradient && kRoomFor / kBlockThreads > 1 ? kRoomFor / kBlockThreads : 1;
 };
 
-// What a thread adds up besides the codes, over at most kFlushBlocks blocks.
-struct RowSums {
-  float mass = 0, weight = 0, agreement = 0;
+// The sums of p and of the weights over at most kFlushBlocks blocks. Of a Hadamard tile only the first thread knows them,
+// and it keeps them in shared memory: two registers less in all the others, which have none to spare.
+template <bool kInRegisters>
+class ScalarSums {
+ public:
+  __device__ ScalarSums(Shared place, bool leads) : place_(place), leads_(leads) { clear(); }
+  __device__ void clear() {
+    if constexpr (kInRegisters) values_[0] = values_[1] = 0;
+    else if (leads_) place_.store(0, 0.0f), place_.store(1, 0.0f);
+  }
+  __device__ void add(int which, float value) {
+    if constexpr (kInRegisters) values_[which] += value;
+    else if (leads_) place_.store(which, place_.load(which) + value);
+  }
+  __device__ float of_thread(int which) const {
+    if constexpr (kInRegisters) return values_[which];
+    else return leads_ ? place_.load(which) : 0.0f;
+  }
+
+ private:
+  float values_[kInRegisters ? 2 : 1];
+  Shared place_;
+  bool leads_;
 };
+enum { kMass, kWeight };
 
 // What a row's logits are made probabilities with.
 struct RowConstants {
@@ -78,18 +107,21 @@ __global__ void __launch_bounds__(WeightedTeams<Tiles, kPurpose>::kBlockThreads,
     return made_anew(blockIdx.x) * (W::kPerBlock / W::kGroup) + made_anew(threadIdx.x) / W::kThreads;
   };
   const auto exists = [&] { return item() < items; };
-  const uint32_t inside = exists() ? item() : items - 1;  // the last block's spare teams repeat a row
-  const uint32_t my_row = uint32_t(kPairs ? team % 2 * a.per_view + inside : inside);
+  const auto my_row = [&] {
+    const uint32_t inside = exists() ? item() : items - 1;  // the last block's spare teams repeat a row
+    return kPairs && made_anew(threadIdx.x) / Tile::kThreads % 2 != 0 ? inside + items : inside;
+  };
   const auto partner_of = [&](int64_t row) { return row < a.per_view ? row + a.per_view : row - a.per_view; };
 
   Tile tile(a.tile, team);
   typename Tile::Sums pull, expected;
   if constexpr (Tile::kInMemory) {
-    pull.row = my_row, expected.row = a.total + my_row;
+    pull.row = my_row(), expected.row = a.total + pull.row;
   } else if constexpr (kPurpose != Purpose::kValue) {
     tile.clear(pull), tile.clear(expected);
   }
-  RowSums recent;
+  ScalarSums<Tile::kInMemory> scalars(shared_memory() + (W::kPerBlock * Tile::kSharedFloats + 2 * team), tile.thread() == 0);
+  float agreements = 0;  // of p u', every thread's own
 
   // Made anew, like the addresses below, each time it is asked for.
   const auto end = [&] {
@@ -103,7 +135,7 @@ __global__ void __launch_bounds__(WeightedTeams<Tiles, kPurpose>::kBlockThreads,
   while (more) {
     // Addresses are made and the row's constants are loaded anew for each block: kept, they would take more registers
     // than there are.
-    const int64_t row = made_anew(my_row);
+    const int64_t row = my_row();
     const RowConstants own(a.rows, row);
     const int best_code = int(a.rows.code[row] - a.span.first);
     const int64_t view = kLoss && row >= a.per_view ? 1 : 0;
@@ -145,7 +177,7 @@ __global__ void __launch_bounds__(WeightedTeams<Tiles, kPurpose>::kBlockThreads,
       for (int e = 0; e < kElements; ++e) s[e] = e == best ? kNoLogit : s[e];
     }
 
-    FourParts agreement;
+    PartedSum<2> agreement;
     const auto weigh = [&](auto weights) {
       constexpr Weights kWeights = decltype(weights)::value;
 #pragma unroll
@@ -202,35 +234,38 @@ __global__ void __launch_bounds__(WeightedTeams<Tiles, kPurpose>::kBlockThreads,
       tile.turn_page();
     }
 
-    recent.agreement += agreement.total();
+    agreements += agreement.total();
     if constexpr (kPurpose != Purpose::kValue) {
-      if (kLoss || a.weights != Weights::kNone) recent.weight += tile.add_codes(x, block, pull);
-      recent.mass += tile.add_codes(s, block, expected);
+      if (kLoss || a.weights != Weights::kNone) scalars.add(kWeight, tile.add_codes(x, block, pull));
+      scalars.add(kMass, tile.add_codes(s, block, expected));
     }
     ++block;
     more = block < end();
     if (block % kFlushBlocks != 0 && more) continue;
     if constexpr (kPurpose != Purpose::kValue && !Tile::kInMemory) {
       if (exists()) {
-        double* const out = a.sums + (int64_t(made_anew(blockIdx.y)) * 2 * a.total + row) * Tile::kBlock;
-        tile.flush(pull, out);
-        tile.flush(expected, out + int64_t(a.total) * Tile::kBlock);
+        const uint32_t split = made_anew(blockIdx.y);
+        double* const out = a.sums + (int64_t(split) * 2 * a.total + row) * Tile::kBlock;
+        const bool add = !first_flush(a.span, block, int(split) * a.blocks_per_split);
+        tile.flush(pull, out, add);
+        tile.flush(expected, out + int64_t(a.total) * Tile::kBlock, add);
       }
     }
+    float mass = scalars.of_thread(kMass), weight = scalars.of_thread(kWeight);
 #pragma unroll
     for (int mask = 1; mask < T::kLanes; mask <<= 1) {
-      recent.mass += shuffle_xor(recent.mass, mask);
-      recent.weight += shuffle_xor(recent.weight, mask);
-      recent.agreement += shuffle_xor(recent.agreement, mask);
+      if constexpr (Tile::kInMemory) mass += shuffle_xor(mass, mask), weight += shuffle_xor(weight, mask);
+      agreements += shuffle_xor(agreements, mask);
     }
     if (exists() && tile.thread() % T::kLanes == 0) {
       const int part = int(made_anew(blockIdx.y)) * T::kParts + int(made_anew(threadIdx.x)) % Tile::kThreads / T::kLanes;
       const int64_t at = int64_t(part) * a.total + row;
-      add_to(a.mass + at, double(recent.mass));
-      add_to(a.weight + at, double(recent.weight));
-      add_to(a.agreement + at, double(recent.agreement));
+      add_to(a.mass + at, double(mass));
+      add_to(a.weight + at, double(weight));
+      add_to(a.agreement + at, double(agreements));
     }
-    recent = RowSums();
+    agreements = 0;
+    scalars.clear();
   }
 }
 
@@ -267,8 +302,8 @@ __global__ void __launch_bounds__(Teams<Tile>::kBlockThreads) given_weights(cons
     }
     tile.add_codes(x, block, sums);
     if constexpr (!Tile::kInMemory) {
-      if (block % kFlushBlocks == kFlushBlocks - 1 || block == end - 1) {
-        if (given_row < a.total) tile.flush(sums, out);
+      if ((block % kFlushBlocks == kFlushBlocks - 1 || block == end - 1) && given_row < a.total) {
+        tile.flush(sums, out, !first_flush(a.span, block + 1, begin));
       }
     }
   }
