@@ -14,8 +14,11 @@ struct TileData {
   const float* rows;      // Hadamard: prepared rows (total, block). Stored: products (total, stride) of the span
   const uint32_t* signs;  // Hadamard: sign bits of the span's blocks, a word per thread of a team
   int64_t stride;         // stored: codes of the span, rounded up to whole blocks
-  uint16_t *high, *low;   // stored: halves of the weights of a span, (2 * total, stride), see sign_product.cuh
-  float* scales;          // stored: what the halves are to be multiplied with, (2 * total, blocks)
+  // Stored: pairs of half floats of a span's weights, in the order of half_order.cuh, and what they are to be multiplied
+  // with, (rows, blocks): of the weights from row 0, of p from row `weight_rows` on.
+  uint32_t *high, *low;
+  float* scales;
+  int64_t weight_rows;
 };
 
 // Codes first … first + count - 1 of the dictionary; `first` is a multiple of the block size.

@@ -37,10 +37,11 @@ Problem::Problem(Call& call_, const Codes& codes_, const Places& places_, const 
   most = std::max<int64_t>(most / passes.block, 1) * passes.block;
   span_codes_ = std::min(most, codes.num_codes);
   columns_ = round_up(span_codes_, passes.block);
+  sum_rows_ = passes.in_memory ? round_up(total, 16) : total;
   if (passes.in_memory) {
     width_ = round_up(codes.num_features, 128);
-    uint16_t* const high = call.take<uint16_t>(total * width_);
-    uint16_t* const low = call.take<uint16_t>(total * width_);
+    uint32_t* const high = call.take<uint32_t>(sum_rows_ * width_ / 2);
+    uint32_t* const low = call.take<uint32_t>(sum_rows_ * width_ / 2);
     float* const scales = call.take<float>(total);
     prepare_halves(call, batch, factor, width_, high, low, scales);
     halves_ = {high, low, scales, total, width_, width_, 1, true};
@@ -58,8 +59,8 @@ Problem::Problem(Call& call_, const Codes& codes_, const Places& places_, const 
 
 void Problem::add_second(const Batch& second) {
   if (passes.in_memory) {
-    uint16_t* const high = call.take<uint16_t>(total * width_);
-    uint16_t* const low = call.take<uint16_t>(total * width_);
+    uint32_t* const high = call.take<uint32_t>(sum_rows_ * width_ / 2);
+    uint32_t* const low = call.take<uint32_t>(sum_rows_ * width_ / 2);
     float* const scales = call.take<float>(total);
     prepare_halves(call, second, 1.0, width_, high, low, scales);
     second_halves_ = {high, low, scales, total, width_, width_, 1, true};
@@ -149,18 +150,19 @@ void Problem::take_sums(bool of_codes) {
   int64_t sum_splits = in_registers ? sums_cut_.parts : 0;
   if (of_codes && passes.in_memory) {
     // sign_product's blocks are 64 rows by 128 columns; two fit a multiprocessor.
-    const int64_t tiles = ceil_div(2 * total, 64) * ceil_div(codes.num_features, 128), groups = columns_ / 128;
+    const int64_t tiles = ceil_div(2 * sum_rows_, 64) * ceil_div(codes.num_features, 128), groups = columns_ / 128;
     const int64_t wanted = std::max(ceil_div(2 * call.device.processors, tiles), ceil_div(groups, kMostGroups));
     product_splits_ = int(std::min(wanted, groups));
     sum_splits = product_splits_;
     transposed_ = call.take<uint32_t>(codes.num_features * (columns_ / 32));
     prepared_ = -1;  // perhaps it was prepared without the transpose
-    tile.high = call.take<uint16_t>(2 * total * columns_);
-    tile.low = call.take<uint16_t>(2 * total * columns_);
-    tile.scales = call.take<float>(2 * total * (columns_ / 128));
+    tile.high = call.take<uint32_t>(sum_rows_ * columns_);
+    tile.low = call.take<uint32_t>(sum_rows_ * columns_);
+    tile.scales = call.take<float>(2 * sum_rows_ * (columns_ / 128));
+    tile.weight_rows = sum_rows_;
   }
   // What starts at zero, side by side; sums in registers are put where they belong the first time.
-  const int64_t sums = sum_splits * 2 * total * width, begin = kPriorParts + 3 * parts * total;
+  const int64_t sums = sum_splits * 2 * sum_rows_ * width, begin = kPriorParts + 3 * parts * total;
   double* const zeros = call.take<double>(begin + sums);
   fill_with_zeros(call, zeros, sizeof(double) * size_t(in_registers ? begin : begin + sums));
   prior = zeros;
@@ -181,11 +183,12 @@ void Problem::add_weighted(const Span& span, WeightedKernel kernel, WeightedCode
   a.best_weight = best_weight, a.best_partner = best_partner;
   passes.weighted_codes(call, a, kernel, sums_cut_.parts);
   if (!passes.in_memory || kernel == WeightedKernel::kValue) return;
-  const int64_t skipped = a.weights == Weights::kNone ? total : 0, width = codes.num_features;
-  const Halves weights{tile.high + skipped * columns_, tile.low + skipped * columns_,
-                       tile.scales + skipped * (columns_ / 128), 2 * total - skipped,
+  const int64_t skipped = a.weights == Weights::kNone ? sum_rows_ : 0, width = codes.num_features;
+  const Halves weights{tile.high + skipped * columns_ / 2, tile.low + skipped * columns_ / 2,
+                       tile.scales + skipped * (columns_ / 128), 2 * sum_rows_ - skipped,
                        blocks(span) * passes.block, columns_, columns_ / 128, false};
-  add_sign_product(call, weights, {transposed_, width}, product_splits_, sums_ + skipped * width, 2 * total * width);
+  add_sign_product(call, weights, {transposed_, width}, product_splits_, sums_ + skipped * width,
+                   2 * sum_rows_ * width);
 }
 
 void Problem::add_given(const Span& span, const float* p, const float* v, int64_t stride, const double* centre) {
@@ -195,7 +198,7 @@ void Problem::add_given(const Span& span, const float* p, const float* v, int64_
   const int64_t width = codes.num_features;
   const Halves weights{tile.high, tile.low, tile.scales, total, blocks(span) * passes.block, columns_, columns_ / 128,
                        false};
-  add_sign_product(call, weights, {transposed_, width}, product_splits_, sums_, 2 * total * width);
+  add_sign_product(call, weights, {transposed_, width}, product_splits_, sums_, 2 * sum_rows_ * width);
 }
 
 void Problem::finish_rows(double beta) {
@@ -208,7 +211,7 @@ void Problem::finish_sums(Result result, double beta, double scale, float* out_1
   const int splits = passes.in_memory ? product_splits_ : sums_cut_.parts;
   const int64_t width = passes.in_memory ? codes.num_features : width_;
   cuda::finish_sums(call, {sums_, splits, width, passes.in_memory ? nullptr : places.of_coordinate, shares_, state.code,
-                           codes, total, batch.per_view, beta, scale, {out_1, out_2}},
+                           codes, int32_t(sum_rows_), batch.per_view, beta, scale, {out_1, out_2}},
                     result);
 }
 

@@ -69,6 +69,7 @@ class Problem {
   void multiply(const Halves& rows, const Span& span, float* products);
 
   int64_t width_;       // of a prepared row
+  int64_t sum_rows_;    // of one kind of sums: total, for sign_product rounded up to its tiles
   int64_t span_codes_, columns_;
   int64_t prepared_ = -1;  // first code of the span that is in memory
   Cut column_cut_{1, 1};  // of the rows

@@ -37,8 +37,8 @@ struct Places {
 // Rows times `factor`, clamped so that no sum overflows, in HadamardOrder: (total, block). A row that is not finite
 // becomes NaN.
 void prepare_rows(const Call&, const Batch&, double factor, int log2_block, const int32_t* coordinate_at, float* out);
-// The same as half floats (total, width) in the order of half_order.cuh, and what to multiply them with (total).
-void prepare_halves(const Call&, const Batch&, double factor, int64_t width, uint16_t* high, uint16_t* low,
+// The same as pairs of half floats in the order of half_order.cuh, and what to multiply them with (total).
+void prepare_halves(const Call&, const Batch&, double factor, int64_t width, uint32_t* high, uint32_t* low,
                     float* scales);
 // `out_i = h_i · w_code(i)` of the rows of one view, with the codes of `code`.
 void products_at_best(const Call&, const Batch&, const Codes&, const int32_t* code, float* out);
@@ -103,14 +103,14 @@ void finish_loss(Call&, const double* row_agreement, int32_t total, const double
                  int64_t num_codes, float* out);
 
 struct FinishSums {
-  const double* sums;  // (splits, 2, total, width)
+  const double* sums;  // (splits, 2, rows, width)
   int splits;
   int64_t width;
   const int32_t* place_of;  // null: the coordinate itself
   const BestShare* shares;
   const int32_t* code;
   Codes codes;
-  int32_t total, per_view;
+  int32_t rows, per_view;
   double beta, scale;
   float* out[2];  // (per_view, num_features) each
 };

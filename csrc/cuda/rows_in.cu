@@ -79,7 +79,7 @@ struct HalvesArguments {
   Batch batch;
   double factor;
   int64_t width;
-  uint16_t *high, *low;
+  uint32_t *high, *low;
   float* scales;
 };
 
@@ -94,10 +94,20 @@ __global__ void __launch_bounds__(kThreads) prepare_halves_kernel(const HalvesAr
   for (int mask = 1; mask < 32; mask <<= 1) largest = fmaxf(largest, shuffle_xor(largest, mask));
   const PowerOfTwoScale scale = power_of_two_scale(largest);
   if (!here.exists) return;
-  for (int64_t i = here.lane; i < a.width; i += 32) {
-    const int64_t k = i / 32 * 32 + number_at(int(i % 32)), at = here.row * a.width + i;
+  const auto number = [&](int64_t k) {
     const bool some = finite && k < a.batch.num_features;
-    split(some ? scaled(element(a.batch, here.row, k), a.factor, limit) * scale.up : 0.0f, a.high[at], a.low[at]);
+    return some ? scaled(element(a.batch, here.row, k), a.factor, limit) * scale.up : 0.0f;
+  };
+  for (int64_t i = here.lane; i < a.width / 2; i += 32) {
+    const int64_t word = i / 16;
+    const int t = int(i % 4), q = int(i / 4 % 2), j = int(i / 8 % 2);
+    const int64_t k = word * 32 + 8 * j + 4 * q + t;
+    uint16_t high_0, high_1, low_0, low_1;
+    split(number(k), high_0, low_0);
+    split(number(k + 16), high_1, low_1);
+    const int64_t at = pair_index(here.row, word, a.width / 32, t, j, q);
+    a.high[at] = high_0 | uint32_t(high_1) << 16;
+    a.low[at] = low_0 | uint32_t(low_1) << 16;
   }
   if (here.lane == 0) a.scales[here.row] = finite ? scale.down : NAN;
 }
@@ -159,7 +169,7 @@ void prepare_rows(const Call& call, const Batch& batch, double factor, int log2_
          PrepareArguments{batch, factor, log2_block, coordinate_at, out});
 }
 
-void prepare_halves(const Call& call, const Batch& batch, double factor, int64_t width, uint16_t* high, uint16_t* low,
+void prepare_halves(const Call& call, const Batch& batch, double factor, int64_t width, uint32_t* high, uint32_t* low,
                     float* scales) {
   launch("prepare_halves", prepare_halves_kernel, warps_for(Batch::rows_of(batch)), kThreads, 0, call,
          HalvesArguments{batch, factor, width, high, low, scales});

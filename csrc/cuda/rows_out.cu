@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kLossThreads) finish_loss_kernel(const FinishL
 template <Result kResult>
 __global__ void __launch_bounds__(kThreads) finish_sums_kernel(const FinishSums a) {
   constexpr int kViews = kResult == Result::kLossGradient ? 2 : 1;
-  const int64_t split_stride = 2 * a.total * a.width;
+  const int64_t split_stride = 2 * a.rows * a.width;
   const int32_t k = int32_t(blockIdx.y * kThreads + threadIdx.x);
   if (k < a.codes.num_features) {
     const int64_t place = a.place_of != nullptr ? a.place_of[k] : k;
@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(kThreads) finish_sums_kernel(const FinishSums 
       expected[view] = pull[view] = 0;
       for (int split = 0; split < a.splits; ++split) {
         const double* sums = a.sums + split * split_stride + at;
-        if (kResult != Result::kGivenWeights) expected[view] += sums[a.total * a.width];
+        if (kResult != Result::kGivenWeights) expected[view] += sums[a.rows * a.width];
         if (kResult != Result::kExpectedCode) pull[view] += sums[0];
       }
       if constexpr (kResult == Result::kGivenWeights) continue;

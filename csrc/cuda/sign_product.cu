@@ -1,8 +1,7 @@
 // The tensor-core product of sign_product.h: logits of independent codes, and their weighted sums.
 //
 // A block of four warps makes 64 rows by 128 columns. The ±1 operand is made of sign bits in registers; the other one
-// goes from the cache into registers, 16 bytes a lane, in the order the tensor cores take it. So no shared memory, and no
-// barrier. Sums of 128 products are added up outside of the tensor cores, whose accumulators truncate.
+// goes from the cache into registers, 16 bytes a lane, as the tensor cores take it. So no shared memory, and no barrier. Sums of 128 products are added up outside of the tensor cores, whose accumulators truncate.
 #include "sign_product.h"
 
 #include "half_order.cuh"
@@ -14,7 +13,7 @@ namespace {
 constexpr int kRows = 32, kColumns = 64;  // of a warp
 constexpr int kWarpsDown = 2, kWarpsAcross = 2, kThreads = 32 * kWarpsDown * kWarpsAcross;
 constexpr int kGroup = 128;  // numbers of a row that are added up at a time
-constexpr int kRowTiles = kRows / 16, kColumnTiles = kColumns / 8;
+constexpr int kRowTiles = kRows / kTileRows, kColumnTiles = kColumns / 8;
 
 struct Arguments {
   Halves left;
@@ -39,10 +38,15 @@ __global__ void __launch_bounds__(kThreads) sign_product_kernel(const Arguments 
   const int64_t words = a.left.width / 32, all_groups = a.left.width / kGroup;
   const int64_t begin = int64_t(blockIdx.z) * a.groups_per_split;
   const int64_t end = begin + a.groups_per_split < all_groups ? begin + a.groups_per_split : all_groups;
-  // Rows and columns that do not exist repeat the last one and are not written.
+  // Rows and columns that do not exist repeat the last ones and are not written.
+  const int64_t last_row = a.left.rows - 1, stride_words = a.left.row_stride / 32;
   const auto row_at = [&](int tile, int half) {
-    const int64_t row = first_row + tile * 16 + half * 8 + group_of_lane;
-    return row < a.left.rows ? row : a.left.rows - 1;
+    const int64_t row = first_row + tile * kTileRows + half * 8 + group_of_lane;
+    return row < last_row ? row : last_row;
+  };
+  const auto tile_at = [&](int tile) {
+    const int64_t there = first_row / kTileRows + tile, last = last_row / kTileRows;
+    return there < last ? there : last;
   };
   float totals[kRowTiles][kColumnTiles][4] = {};
 #pragma unroll 1
@@ -55,10 +59,10 @@ __global__ void __launch_bounds__(kThreads) sign_product_kernel(const Arguments 
 #pragma unroll
       for (int tile = 0; tile < kRowTiles; ++tile) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int64_t at = row_at(tile, half) * a.left.row_stride + word_index * 32 + in_group * 8;
-          high[tile][half] = load_vector<uint4>(a.left.high + at);
-          low[tile][half] = load_vector<uint4>(a.left.low + at);
+        for (int j = 0; j < 2; ++j) {
+          const int64_t at = (((tile_at(tile) * stride_words + word_index) * 2 + j) * 32 + lane) * 4;
+          high[tile][j] = load_vector<uint4>(a.left.high + at);
+          low[tile][j] = load_vector<uint4>(a.left.low + at);
         }
       }
 #pragma unroll
@@ -72,11 +76,8 @@ __global__ void __launch_bounds__(kThreads) sign_product_kernel(const Arguments 
           const uint32_t signs[2] = {pair_of_signs(word, 8 * j), pair_of_signs(word, 8 * j + 4)};
 #pragma unroll
           for (int tile = 0; tile < kRowTiles; ++tile) {
-            const uint4 *h = high[tile], *l = low[tile];
-            const uint32_t low_part[4] = {j == 0 ? l[0].x : l[0].z, j == 0 ? l[1].x : l[1].z,
-                                          j == 0 ? l[0].y : l[0].w, j == 0 ? l[1].y : l[1].w};
-            const uint32_t high_part[4] = {j == 0 ? h[0].x : h[0].z, j == 0 ? h[1].x : h[1].z,
-                                           j == 0 ? h[0].y : h[0].w, j == 0 ? h[1].y : h[1].w};
+            const uint4 h = high[tile][j], l = low[tile][j];
+            const uint32_t low_part[4] = {l.x, l.y, l.z, l.w}, high_part[4] = {h.x, h.y, h.z, h.w};
             multiply_add_16x8x16(sums[tile][c], low_part, signs);
             multiply_add_16x8x16(sums[tile][c], high_part, signs);
           }
@@ -100,7 +101,7 @@ __global__ void __launch_bounds__(kThreads) sign_product_kernel(const Arguments 
   for (int tile = 0; tile < kRowTiles; ++tile) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int64_t row = first_row + tile * 16 + i / 2 * 8 + group_of_lane;
+      const int64_t row = first_row + tile * kTileRows + i / 2 * 8 + group_of_lane;
       if (row >= a.left.rows) continue;
 #pragma unroll
       for (int c = 0; c < kColumnTiles; ++c) {

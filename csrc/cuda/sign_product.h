@@ -5,10 +5,11 @@
 
 namespace cplearn::cuda {
 
-// The matrix on the left: `rows` rows of `width` numbers as two half floats each, in the order of half_order.cuh; what a
-// row's numbers are to be multiplied with, for each 128 of them (scale_stride = width / 128) or all alike (0, or 1).
+// The matrix on the left: `rows` rows of `width` numbers as two half floats each, in the order of half_order.cuh, whose
+// memory has room for `row_stride` numbers a row and for rows up to a multiple of 16; what a row's numbers are to be
+// multiplied with, for each 128 of them or, with `one_scale`, all alike.
 struct Halves {
-  const uint16_t *high, *low;
+  const uint32_t *high, *low;
   const float* scales;
   int64_t rows, width, row_stride;
   int64_t scale_stride;  // scales of a row

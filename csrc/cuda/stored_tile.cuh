@@ -61,23 +61,17 @@ class StoredTile {
     largest = fmaxf(largest, shuffle_xor(largest, 1));
     largest = fmaxf(largest, shuffle_xor(largest, 2));
     const PowerOfTwoScale scale = power_of_two_scale(largest);
-    const int64_t at = sums.row * data_.stride + int64_t(block) * kBlock + thread_ * 8;
+    const int64_t words = data_.stride / 32;
     bool finite = true;
 #pragma unroll
-    for (int word = 0; word < 4; ++word) {
-      uint32_t high[4], low[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float first = x[word * 8 + 2 * i], second = x[word * 8 + 2 * i + 1];
-        uint16_t high_0, high_1, low_0, low_1;
-        split(first * scale.up, high_0, low_0);
-        split(second * scale.up, high_1, low_1);
-        high[i] = high_0 | uint32_t(high_1) << 16;
-        low[i] = low_0 | uint32_t(low_1) << 16;
-        finite = finite && first - first == 0.0f && second - second == 0.0f;
-      }
-      store_vector(data_.high + at + word * 32, make_uint4(high[0], high[1], high[2], high[3]));
-      store_vector(data_.low + at + word * 32, make_uint4(low[0], low[1], low[2], low[3]));
+    for (int e = 0; e < kElements; e += 2) {
+      uint16_t high_0, high_1, low_0, low_1;
+      split(x[e] * scale.up, high_0, low_0);
+      split(x[e + 1] * scale.up, high_1, low_1);
+      const int64_t at = pair_index(sums.row, int64_t(block) * 4 + e / 8, words, thread_, e / 4 % 2, e / 2 % 2);
+      data_.high[at] = high_0 | uint32_t(high_1) << 16;
+      data_.low[at] = low_0 | uint32_t(low_1) << 16;
+      finite = finite && x[e] - x[e] == 0.0f && x[e + 1] - x[e + 1] == 0.0f;
     }
     // A weight that is NaN is lost on the way to a maximum, and must not be.
     const uint32_t all_finite = warp_ballot(finite) >> (threadIdx.x % 32 / kThreads * kThreads);

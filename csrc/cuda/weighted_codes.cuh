@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(WeightedTeams<Tiles, kPurpose>::kBlockThreads,
   Tile tile(a.tile, team);
   typename Tile::Sums pull, expected;
   if constexpr (Tile::kInMemory) {
-    pull.row = my_row(), expected.row = a.total + pull.row;
+    pull.row = my_row(), expected.row = a.tile.weight_rows + pull.row;
   } else if constexpr (kPurpose != Purpose::kValue) {
     tile.clear(pull), tile.clear(expected);
   }
