@@ -39,8 +39,8 @@ struct WeightedTeams {
   static constexpr int kPerBlock = kBlockThreads / Tile::kThreads;
   static constexpr int kSharedBytes = 4 * kPerBlock * (Tile::kSharedFloats + 2);
   // Two sets of 32 sums and a tile with its weights take 128 registers; 168 leave room for 384 threads. With blocks of
-  // 1024 codes one register is missing at that, and there are 256 threads instead.
-  static constexpr int kRoomFor = Tile::kBlock == 1024 ? 256 : 384;
+  // 1024 codes, and where weights go to memory, a few registers are missing at that, and there are 256 threads instead.
+  static constexpr int kRoomFor = Tile::kBlock == 1024 || Tile::kInMemory ? 256 : 384;
   static constexpr int kBlocksPerProcessor =
       kPurpose == Purpose::kGradient && kRoomFor / kBlockThreads > 1 ? kRoomFor / kBlockThreads : 1;
 };
