@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
 import sysconfig
-import importlib.util
 import time
 from pathlib import Path
 

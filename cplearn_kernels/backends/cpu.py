@@ -14,6 +14,7 @@ import torch
 
 from .. import philox
 from ..dictionary import Dictionary
+from . import sign_codes
 
 try:
     from .. import _core
@@ -45,9 +46,7 @@ def unsupported_device(device: torch.device) -> str | None:
 
 def unsupported_dictionary(dictionary: Dictionary) -> str | None:
     """Why the codes of `dictionary` cannot be used, or None."""
-    if dictionary.kind != "dense" or dictionary.signs is not None:
-        return None
-    return "it serves a dense dictionary whose entries are all +1 or -1; this one has others"
+    return sign_codes.unsupported(dictionary)
 
 
 def reservation(dictionary: Dictionary, device: torch.device) -> str | None:

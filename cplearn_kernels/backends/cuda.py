@@ -18,7 +18,7 @@ import torch
 
 from .. import philox
 from ..dictionary import Dictionary
-from . import cuda_architectures
+from . import cuda_architectures, sign_codes
 
 try:
     from .. import _core
@@ -109,13 +109,7 @@ def unsupported_device(device: torch.device) -> str | None:
 
 def unsupported_dictionary(dictionary: Dictionary) -> str | None:
     """Why the codes of `dictionary` cannot be used, or None."""
-    if dictionary.kind == "dense" and dictionary.signs is None:
-        return "it serves a dense dictionary whose entries are all +1 or -1; this one has others"
-    if dictionary.num_features > _MAX_FEATURES:
-        return f"it serves up to {_MAX_FEATURES} features, got {dictionary.num_features}"
-    if dictionary.num_codes > _MAX_CODES:
-        return f"it serves up to 2^30 codes, got {dictionary.num_codes}"
-    return None
+    return sign_codes.unsupported(dictionary, _MAX_FEATURES, _MAX_CODES)
 
 
 def reservation(dictionary: Dictionary, device: torch.device) -> str | None:
@@ -205,19 +199,12 @@ def assign(h, dictionary, top_k):
         codes = torch.empty(n, 1, dtype=torch.int64, device=h.device)
         _call("best_codes", [h], dictionary, scores.data_ptr(), codes.data_ptr())
         return scores, codes
-    scores = torch.empty(n, 0, device=h.device)
-    codes = torch.empty(n, 0, dtype=torch.int64, device=h.device)
     chunk = math.ceil(_SCORES / n / _BLOCK) * _BLOCK
-    for start in range(0, dictionary.num_codes, chunk):
-        span = min(chunk, dictionary.num_codes - start)
-        part = torch.empty(n, span, device=h.device)
-        _call("scores", [h], dictionary, start, span, part.data_ptr())
-        index = torch.arange(start, start + span, device=h.device).expand(n, -1)
-        scores, codes = torch.cat([scores, part], 1), torch.cat([codes, index], 1)
-        # A stable sort: what was found earlier has the lower index and stays ahead among equals.
-        best = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :top_k]
-        scores, codes = scores.gather(1, best), codes.gather(1, best)
-    return scores, codes
+
+    def write_scores(out, start):
+        _call("scores", [h], dictionary, start, out.shape[1], out.data_ptr())
+
+    return sign_codes.best_of_chunks(write_scores, n, dictionary.num_codes, chunk, top_k, h.device)
 
 
 # ---- calls of the kernels ------------------------------------------------------------------------------------------------

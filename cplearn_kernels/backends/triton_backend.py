@@ -14,6 +14,7 @@ import os
 import torch
 
 from ..dictionary import Dictionary
+from . import sign_codes
 
 try:
     import triton
@@ -64,13 +65,7 @@ def unsupported_device(device: torch.device) -> str | None:
 
 def unsupported_dictionary(dictionary: Dictionary) -> str | None:
     """Why the codes of `dictionary` cannot be used, or None."""
-    if dictionary.kind == "dense" and dictionary.signs is None:
-        return "it serves a dense dictionary whose entries are all +1 or -1; this one has others"
-    if dictionary.num_features > _MAX_FEATURES:
-        return f"it serves up to {_MAX_FEATURES} features, got {dictionary.num_features}"
-    if dictionary.num_codes > _MAX_CODES:
-        return f"it serves up to 2^30 codes, got {dictionary.num_codes}"
-    return None
+    return sign_codes.unsupported(dictionary, _MAX_FEATURES, _MAX_CODES)
 
 
 def reservation(dictionary: Dictionary, device: torch.device) -> str | None:
@@ -210,20 +205,13 @@ def assign(h, dictionary, top_k):
     if top_k == 1:
         batch.find_best()
         return batch.best_scores()
-    scores = torch.empty(batch.n, 0, device=h.device)
-    codes = torch.empty(batch.n, 0, dtype=torch.int64, device=h.device)
     block = batch.codes.block
     chunk = -(-max(1024, _SCORES // batch.n) // block) * block
-    for start in range(0, dictionary.num_codes, chunk):
-        span = min(chunk, dictionary.num_codes - start)
-        part = torch.empty(batch.n, span, device=h.device)
-        batch.probabilities(part, start, span, scores=True)
-        index = torch.arange(start, start + span, device=h.device).expand(batch.n, -1)
-        scores, codes = torch.cat([scores, part], 1), torch.cat([codes, index], 1)
-        # A stable sort: what was found earlier has the lower index and stays ahead among equals.
-        best = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :top_k]
-        scores, codes = scores.gather(1, best), codes.gather(1, best)
-    return scores, codes
+
+    def write_scores(out, start):
+        batch.probabilities(out, start, out.shape[1], scores=True)
+
+    return sign_codes.best_of_chunks(write_scores, batch.n, dictionary.num_codes, chunk, top_k, h.device)
 
 
 def _batch(views, dictionary, temperature, second_factor=None) -> Batch:
