@@ -88,13 +88,13 @@ def throughput(demands: list[float], latency: float, customers: float) -> float:
     return rate - (number - customers) * (rate - before)
 
 
-def new_best_share(size: int, lanes: int = 32) -> float:
-    """Share of a warp's rounds in which a lane finds a new best, over a split of `size` blocks.
+def new_best_share(size: int, rows: int = 1) -> float:
+    """Share of a warp's rounds in which one of its rows finds a new best, over a split of `size` blocks.
 
-    Each lane has a best of its own, and codes come in no order: in its k-th round a lane has a new one with probability
-    1/k (32 codes at once make that no different).
+    The lanes of a row share their best, and codes come in no order: in its k-th round a row has a new one with
+    probability 1/k.
     """
-    return sum(1 - (1 - 1 / k) ** lanes for k in range(1, size + 1)) / size
+    return sum(1 - (1 - 1 / k) ** rows for k in range(1, size + 1)) / size
 
 
 @functools.lru_cache(maxsize=1)
@@ -128,7 +128,7 @@ def pass_cost(gpu: Gpu, kernel: str, plan: Plan, cut: Cut | None = None) -> Cost
     if cut is not None:
         # The last block of a split flushes too.
         weights["flush"] = min(1.0, (cut.size // FLUSH_BLOCKS + 1) / cut.size)
-        weights["new_best"] = new_best_share(min(cut.size, 1 << 16))
+        weights["new_best"] = new_best_share(min(cut.size, 1 << 16), max(1, 32 // plan.team))
         weights["best_code"] = min(1.0, 1024 / plan.c)
     mix: dict[str, float] = {}
     for part, counts in record["loop"].items():

@@ -11,16 +11,28 @@ from dataclasses import dataclass
 from bench.gpu_rates import Gpu
 
 SPAN_CODES = SPAN_PRODUCTS = 1 << 22  # cplearn_kernels/backends/cuda.py
-BEST_WAVES, COLUMN_WAVES, SUM_WAVES = 4, 4, 2  # problem.cpp
-MOST_ROW_PARTS, MOST_GROUPS, PRIOR_PARTS = 64, 32, 1024
+MOST_WAVES, MOST_GROUPS, PRIOR_PARTS = 4, 32, 8192  # problem.cpp, rows.h
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Blocks of codes in `parts` ranges of `size`."""
+    """Blocks of codes, or rows, in `parts` ranges of `size`."""
 
     parts: int
     size: int
+
+
+def even_cut(count: int, blocks_per_part: int, places: int) -> Cut:
+    """As problem.cpp: the cut that fills the device's places for blocks of threads best; of about equals, the coarsest."""
+    best, best_use = Cut(1, count), 0.0
+    for wanted in range(1, min(count, max(1, MOST_WAVES * places // blocks_per_part), 65535) + 1):
+        size = -(-count // wanted)
+        parts = -(-count // size)
+        waves = -(-parts * blocks_per_part // places)
+        use = count * blocks_per_part / (waves * places * size)
+        if use > 1.03 * best_use:
+            best, best_use = Cut(parts, size), use
+    return best
 
 
 @dataclass(frozen=True)
@@ -34,7 +46,7 @@ class Plan:
         width: numbers of a prepared row.
         spans, columns: spans of codes, codes of the longest one rounded up to whole blocks.
         best, sums: how the blocks of a span are cut in pass 1 and for the weighted sums.
-        column_splits: how the rows of a view are cut for the column sums.
+        column_splits: into how many parts the rows of a view are cut for the column sums.
         product_splits: how the codes are cut in the product with weights.
         bytes: of working memory.
         zeros: bytes of it that are set to zero.
@@ -109,18 +121,17 @@ def plan(
     span = min(most, c)
     columns = -(-span // block) * block
     blocks = columns // block
-    places = gpu.processors * (8 if team > 128 else 12) * 32 // team
     parts_of_team = max(team // 32, 1)
+    # Rows, or blocks of codes, that a block of threads takes in pass 1 and the column sums; rows in the weighted sums.
+    threads = max(128, team)
+    best_rows, best_places = threads // team, gpu.processors * (512 // threads)
+    weighted_threads = max(128, team if stored or log2_block == 13 else 2 * team)
+    room = 256 if stored or log2_block == 10 else 384
+    weighted_places = gpu.processors * max(1, room // weighted_threads)
 
-    def cut(waves: int) -> Cut:
-        wanted = max(1, min(-(-waves * places // total), blocks))
-        size = -(-blocks // min(wanted, 65535))
-        return Cut(-(-blocks // size), size)
-
-    best, sums = cut(BEST_WAVES), cut(SUM_WAVES)
-    wanted = min(-(-COLUMN_WAVES * places // (blocks * 2)), n, MOST_ROW_PARTS)
-    rows_per_split = -(-n // wanted)
-    column_splits = -(-n // rows_per_split)
+    best = even_cut(blocks, -(-total // best_rows), best_places)
+    sums = even_cut(blocks, -(-total // (weighted_threads // team)), weighted_places)
+    column_splits = even_cut(n, -(-blocks // best_rows) * 2, best_places).parts
 
     used = 0
 
@@ -131,8 +142,9 @@ def plan(
     for size in (4, 4, 4, 8, 4):  # RowState
         take(size, total)
     width = -(-f // 128) * 128 if stored else block
+    sum_rows = -(-total // 16) * 16 if stored else total
     if stored:
-        for size, count in ((2, total * width), (2, total * width), (4, total), (4, columns * (width // 32)),
+        for size, count in ((2, sum_rows * width), (2, sum_rows * width), (4, total), (4, columns * (width // 32)),
                             (4, total * columns)):  # fmt: skip
             take(size, count)
     else:
@@ -140,14 +152,15 @@ def plan(
     take(4, column_splits * 2 * columns), take(4, 2 * columns)
     product_splits = 1
     if stored:
-        tiles, groups = -(-2 * total // 64) * -(-f // 128), columns // 128
+        tiles, groups = -(-2 * sum_rows // 64) * -(-f // 128), columns // 128
         product_splits = min(max(-(-2 * gpu.processors // tiles), -(-groups // MOST_GROUPS)), groups)
-        for size, count in ((4, f * (columns // 32)), (2, 2 * total * columns), (2, 2 * total * columns),
-                            (4, 2 * total * (columns // 128))):  # fmt: skip
+        for size, count in ((4, f * (columns // 32)), (2, 2 * sum_rows * columns), (2, 2 * sum_rows * columns),
+                            (4, 2 * sum_rows * (columns // 128))):  # fmt: skip
             take(size, count)
     sum_splits, sum_width = (product_splits, f) if stored else (sums.parts, width)
-    zeros = PRIOR_PARTS + 3 * sums.parts * parts_of_team * total + sum_splits * 2 * total * sum_width
-    take(8, zeros)
+    scalars, summed = PRIOR_PARTS + 3 * sums.parts * parts_of_team * total, sum_splits * 2 * sum_rows * sum_width
+    zeros = scalars + (summed if stored else 0)  # sums in registers are put there the first time
+    take(8, scalars + summed)
     for size in (8, 8, 4, 32):  # row_agreement, best_weight, best_partner, shares
         take(size, total)
     for size in (4, 8, 4):  # best, others, code of each part

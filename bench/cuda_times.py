@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bench.cuda_model import L2_LATENCY, Cost, pass_cost, product_cost
-from bench.cuda_plan import Plan
+from bench.cuda_plan import PRIOR_PARTS, Plan
 from bench.gpu_rates import Gpu
 
 FLIGHT, MEMORY, ARITHMETIC = 4, 600, 700
@@ -83,10 +83,10 @@ def small_kernels(plan: Plan, latency: float) -> dict[str, tuple[float, float]]:
     best_parts, sum_parts = plan.best.parts * parts, plan.sums.parts * parts
     splits = plan.sums.parts if plan.log2_block else plan.product_splits
     sum_width = plan.width if plan.log2_block else plan.f
-    # At most 1024 warps take the elements of the column sums in turns.
-    of_thread = -(-2 * plan.columns // min(32 * 1024, -(-2 * plan.columns // 128) * 128))
+    # At most PRIOR_PARTS warps take the elements of the column sums in turns.
+    of_thread = -(-2 * plan.columns // min(32 * PRIOR_PARTS, -(-2 * plan.columns // 128) * 128))
     return {
-        "prepare_rows": (plan.total * (plan.f + plan.width) * 4, (2 * plan.width // 32 / FLIGHT + 1) * MEMORY),
+        "prepare_rows": (plan.total * (plan.f + plan.width) * 4, (2 * plan.width // 128 / FLIGHT + 1) * MEMORY),
         "prepare_halves": (plan.total * (plan.f + plan.width) * 4, (3 * plan.width // 32 / FLIGHT + 1) * MEMORY),
         "fill": (plan.zeros, latency),
         "block_signs": (plan.columns / 8, 3 * latency),
@@ -97,8 +97,8 @@ def small_kernels(plan: Plan, latency: float) -> dict[str, tuple[float, float]]:
                            of_thread * (latency + ARITHMETIC + (plan.column_splits - 1) / FLIGHT * latency)),
         "finish_rows": (sum_parts * plan.total * 24, (sum_parts / FLIGHT + 1) * latency),
         "finish_sums": (2 * splits * plan.total * sum_width * 8,
-                        -(-plan.f // 128) * 2 * (splits / (FLIGHT / 2) + 1) * latency),
-        "finish_loss": (plan.total * 8, (plan.total / 1024 + 2) * latency + 10 * 25),
+                        2 * (splits / (FLIGHT / 2) + 1) * latency),
+        "finish_loss": (plan.total * 8, ((plan.total + PRIOR_PARTS) / 1024 / FLIGHT + 2) * latency + 10 * 25),
         "copy": (4, latency),
         "scale_gradient": (plan.n * plan.f * 8, 2 * latency),
     }  # fmt: skip

@@ -55,12 +55,14 @@ def test_the_plan_takes_the_memory_that_the_core_counts(gpu, dictionary):
 
 
 def test_the_plan_for_known_sizes():
-    """By hand from problem.cpp: 132 multiprocessors hold 792 teams of 64 threads, 12672 of 4."""
+    """By hand from problem.cpp. 512 rows in pairs are 256 blocks of threads a part, for 396 places: three parts fill two
+    rounds of them, where one leaves a third of the places idle. In pass 1 two rows share a block, and 528 places there
+    take two parts of 256."""
     p = plan(H200, "hadamard", 256, 2048, 1 << 20)
     assert (p.total, p.spans, p.block, p.team, p.products) == (512, 1, 2048, 64, 0)
-    assert (p.best.parts, p.best.size, p.sums.parts, p.sums.size) == (7, 74, 4, 128) and p.column_splits == 4
+    assert (p.best.parts, p.best.size, p.sums.parts, p.sums.size) == (2, 256, 3, 171) and p.column_splits == 1
     p = plan(H200, "hadamard", 64, 128, 1 << 30)
-    assert (p.spans, p.best.size, p.team) == (256, 83, 4) and p.bytes < 0.2e9
+    assert (p.spans, p.team) == (256, 4) and p.best.parts * 4 <= 4 * 528 and p.bytes < 0.2e9
     assert dict(p.launches())["block_signs"] == 2 * dict(p.launches())["best_codes"] == 512
     kept, again = (plan(H200, "rademacher", n, 128, 1 << 14) for n in (64, 256))
     assert (kept.products, kept.spans) == (3, 1) and (again.products, again.spans) == (4, 2)
@@ -81,8 +83,9 @@ def test_throughput_of_a_closed_network():
 
 def test_a_new_best_is_certain_in_the_first_round_and_rare_in_a_long_split():
     assert new_best_share(1) == 1.0
-    assert 0.5 < new_best_share(83) < 0.8 and new_best_share(1 << 15) < 0.02
-    assert new_best_share(83, lanes=1) == pytest.approx(sum(1 / k for k in range(1, 84)) / 83)
+    assert 0.05 < new_best_share(83) < 0.07 and new_best_share(1 << 15) < 0.001
+    assert new_best_share(83) == pytest.approx(sum(1 / k for k in range(1, 84)) / 83)
+    assert new_best_share(83) < new_best_share(83, rows=8) < 0.4  # any of the rows that share a warp
 
 
 def test_a_pass_is_bound_by_its_busiest_unit_and_more_warps_help():
