@@ -12,7 +12,7 @@ import argparse
 import sys
 from dataclasses import dataclass, replace
 
-from bench.cuda_model import L2_LATENCY, Cost, kernels, new_best_share, pass_cost, product_cost
+from bench.cuda_model import L2_LATENCY, Cost, pass_cost
 from bench.cuda_plan import Plan, plan
 from bench.gpu_rates import GPUS, Gpu
 
@@ -99,7 +99,6 @@ def alternatives(gpu: Gpu, f: int) -> dict[str, dict[str, Cost]]:
     # Rows come as halves, signs flip two numbers at once; half an instruction of mma.sync for four additions.
     first_levels = Change(all=-3.5, fp32=-4, tensor=32, tensor_share=mma)
     found["first four forward levels by mma.sync"] = with_transforms(gpu, p, first_levels, Change())
-    found["a row's threads share their best"] = {**now, "best_codes": _shared_best(gpu, p, now["best_codes"])}
     levels = p.log2_block - 5 if p.team <= 4 else max(p.log2_block - 10, 0)
     # A lane sends the half that the other one goes on with: half the shuffles, two selections per pair more.
     half = Change(all=0.5 * levels, integer=levels, shuffles=-0.5 * levels)
@@ -108,8 +107,7 @@ def alternatives(gpu: Gpu, f: int) -> dict[str, dict[str, Cost]]:
         kernel: replace(cost, latency=cost.latency - L2_LATENCY) for kernel, cost in now.items()
     }
     together = with_transforms(gpu, p, _sum(first_levels, half), half)
-    together["best_codes"] = _shared_best(gpu, p, together["best_codes"])
-    found["the last four together"] = {
+    found["the last three together"] = {
         kernel: replace(cost, latency=cost.latency - L2_LATENCY) for kernel, cost in together.items()
     }
     weighted = "weighted_codes reverse_kl"
@@ -122,14 +120,6 @@ def alternatives(gpu: Gpu, f: int) -> dict[str, dict[str, Cost]]:
 def _sum(a: Change, b: Change) -> Change:
     """Both changes; only the first uses the tensor cores."""
     return replace(a, all=a.all + b.all, integer=a.integer + b.integer, shuffles=a.shuffles + b.shuffles)
-
-
-def _shared_best(gpu: Gpu, p: Plan, cost: Cost) -> Cost:
-    """Pass 1 where a new best is one for all threads of a row in a warp."""
-    record = kernels()[gpu.architecture, str(p.block), "best_codes"]
-    extra = {unit: count / record["numbers"] for unit, count in record["loop"]["new_best"].items()}
-    less = new_best_share(p.best.size, max(1, 32 // p.team)) - new_best_share(p.best.size)
-    return changed(gpu, cost, Change(extra["all"], extra.get("fp32", 0) + extra.get("imad", 0), extra["integer"]), less)
 
 
 def table(gpu: Gpu, f: int) -> str:
@@ -152,26 +142,12 @@ def table(gpu: Gpu, f: int) -> str:
     return "\n".join(lines)
 
 
-def product_table(gpu: Gpu) -> str:
-    """Markdown: the product with independent codes, as built and with fragments as they are loaded."""
-    cost = product_cost(gpu, "sign_product")
-    # Four moves before each of the 4 mma of a logit's 128 terms bring registers of a fragment side by side.
-    straight = replace(cost, units={**cost.units, "issue": cost.units["issue"] - 16 / gpu.issue,
-                                    "fp32": max(cost.units["fp32"] - 16 / gpu.integer, 0.05)})  # fmt: skip
-    lines = [f"| {gpu.name}, product of 128 terms | busiest | bound, clocks·10³ | predicted | share of tensor rate |",
-             "|---|---|---|---|---|"]  # fmt: skip
-    for name, variant in (("built", cost), ("fragments as loaded, no moves", straight)):
-        lines.append(f"| {name} | {variant.busiest} | {1000 * variant.bound:.0f} | {1000 * variant.predicted():.0f} | "
-                     f"{256 / gpu.tensor / variant.predicted():.0%} |")  # fmt: skip
-    return "\n".join(lines)
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.cuda_alternatives", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.parse_args(arguments)
     for gpu in (gpu for gpu in GPUS if gpu.mma):
-        print(table(gpu, 2048), table(gpu, 128), product_table(gpu), sep="\n\n", end="\n\n")
+        print(table(gpu, 2048), table(gpu, 128), sep="\n\n", end="\n\n")
     return 0
 
 

@@ -61,15 +61,15 @@ def readable(mangled: str) -> str:
 
 def dynamic_shared(kernel: str, log2_block: int | None, threads: int) -> int:
     """Bytes of dynamic shared memory with which a pass is launched (kSharedBytes of `Teams` and `WeightedTeams`)."""
-    if not log2_block:
+    if log2_block is None:
         return 0
-    team = 1 << (log2_block - 5)
-    pairs = kernel.startswith("weighted_codes") and not kernel.endswith("row") and log2_block < 13
+    team = 1 << (log2_block - 5) if log2_block else 4
+    weighted = kernel.startswith("weighted_codes")
+    pairs = weighted and not kernel.endswith("row") and 0 < log2_block < 13
     exchanges = team > 4
-    if not exchanges and not pairs:
-        return 0
-    buffer = team * (NUMBERS + 4) + (team if exchanges and team < 32 else 0)
-    return 4 * (threads // team) * 2 * buffer
+    buffer = team * (NUMBERS + 4) + (team if exchanges and team < 32 else 0) if exchanges or pairs else 0
+    # Two buffers of a team; two sums that its first thread keeps.
+    return 4 * (threads // team) * (2 * buffer + 2 * weighted)
 
 
 def rare_branches(kernel: str) -> tuple[str, ...]:

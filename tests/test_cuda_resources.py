@@ -172,7 +172,8 @@ def test_shared_memory_follows_the_tile():
     assert dynamic_shared("best_codes", 11, 128) == 36864  # two teams of 64, two buffers of 64 x 36 floats
     assert dynamic_shared("best_codes", 8, 128) == 4 * 16 * 2 * (8 * 36 + 8)
     assert dynamic_shared("best_codes", 7, 128) == 0 != dynamic_shared("weighted_codes reverse_kl", 7, 128)
-    assert dynamic_shared("weighted_codes row", 7, 128) == dynamic_shared("column_sums", 0, 128) == 0
+    assert dynamic_shared("weighted_codes row", 7, 128) == dynamic_shared("weighted_codes value", 0, 128) == 32 * 2 * 4
+    assert dynamic_shared("column_sums", 0, 128) == 0
 
 
 def test_the_record_covers_every_kernel_and_has_no_spill():
