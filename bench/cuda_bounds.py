@@ -117,6 +117,18 @@ def bars_table(gpu: Gpu) -> str:
     return "\n".join(lines)
 
 
+def bound(architecture: str, dictionary: str, n: int, f: int, c: int) -> dict[str, float] | None:
+    """What `bench.gpu` puts beside a measurement of the backend: logits per second at the bound, tensor operations per
+    logit where there are any (three or four products of data as two half floats)."""
+    gpu = next((gpu for gpu in GPUS if gpu.architecture == architecture), None)
+    if gpu is None or not kernels():
+        return None
+    p = plan(gpu, dictionary, n, f, c)
+    fastest, predicted = seconds(gpu, p)
+    found = {"logits_per_second": 2 * n * c / fastest, "predicted_logits_per_second": 2 * n * c / predicted}
+    return {**found, "tensor_flops": p.products * 2 * 2 * p.width} if p.products else found
+
+
 def measured_times(path: Path) -> dict[tuple, float]:
     """(arch, dictionary, n, f, c) -> median seconds of the cuda backend, from the record of `bench.gpu`."""
     record = json.loads(path.read_text())

@@ -29,6 +29,9 @@ RESOURCES = Path(__file__).resolve().parent / "results" / "cuda_resources.json"
 SHARED_LATENCY, BARRIER_LATENCY, SHUFFLE_LATENCY, L1_LATENCY, L2_LATENCY = 30, 30, 25, 40, 270
 # A reduction to memory takes the load-store path a clock per sector of 32 bytes (assumed).
 SECTOR_DOUBLES = 4
+# Weights of independent codes go to memory as pairs of half floats that lie 16 bytes apart (half_order.cuh): a warp's
+# store touches 16 sectors where 4 would hold it, and these are what the load-store path and the second level carry.
+WEIGHT_BYTES, SECTORS_TOUCHED = 8.0, 4
 # Forward and backward transforms of a round, and exchanges with the partner.
 TRANSFORMS = {"best_codes": 1, "column_sums": 1, "weighted_codes reverse_kl": 3}
 STATIONS = ("arithmetic", "shared", "l2")
@@ -136,6 +139,8 @@ def pass_cost(gpu: Gpu, kernel: str, plan: Plan, cut: Cut | None = None) -> Cost
             mix[unit] = mix.get(unit, 0.0) + weights.get(part, 0.0) * count / record["numbers"]
     in_rows = plan.team > 4  # neighbouring threads add to neighbouring doubles
     units = _clocks(gpu, mix, 1 / SECTOR_DOUBLES if in_rows else 1.0)
+    if plan.log2_block == 0 and kernel.startswith("weighted_codes"):
+        units["shared"] += (SECTORS_TOUCHED - 1) * WEIGHT_BYTES / gpu.shared
     units["l2"] = l2_bytes(gpu, kernel, plan, record, weights.get("flush", 0.0)) / gpu.l2
     return Cost(units, mix["all"], record["warps"], round_latency(kernel, plan), record["numbers"], record["blocks"],
                 record["threads"])  # fmt: skip
@@ -152,9 +157,10 @@ def l2_bytes(gpu: Gpu, kernel: str, plan: Plan, record: dict, flush_share: float
     """Bytes per logit that pass between the second-level cache and a multiprocessor."""
     teams = record["threads"] // plan.team
     if plan.log2_block == 0:
-        # Products in; weights out as two halves, twice; products of the partner's row in once more.
-        own = {"weighted_codes reverse_kl": 4.0 + 4.0 + 2 * 4.0}.get(kernel, 4.0)
-        return own + 4 / teams * kernel.startswith("weighted_codes")
+        if not kernel.startswith("weighted_codes"):
+            return 4.0
+        # Products in, those of the partner's row once more, g; weights out as two halves, twice.
+        return 4.0 + 4.0 + 4 / teams + SECTORS_TOUCHED * WEIGHT_BYTES
     signs = 4 / 32
     if kernel == "column_sums":
         return signs + 4 / teams  # teams of a block of threads take the same row at the same time

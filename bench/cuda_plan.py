@@ -73,6 +73,11 @@ class Plan:
         return 2 * self.n
 
     @property
+    def sum_rows(self) -> int:
+        """Rows for which weights and sums have room: whole operands of the tensor cores for independent codes."""
+        return self.total if self.log2_block else -(-self.total // 16) * 16
+
+    @property
     def products(self) -> int:
         """Products of all rows with all codes on the tensor cores: a span's are kept when there is no other."""
         return 0 if self.log2_block else (3 if self.spans == 1 else 4)

@@ -31,20 +31,16 @@ class Step:
     predicted: float
 
 
-def _pass(gpu: Gpu, cost: Cost, logits: float, grid: float) -> tuple[float, float]:
-    """(bound, predicted) seconds of one launch with `grid` blocks of threads.
+def _pass(gpu: Gpu, cost: Cost, logits: float, grid: int, of_block: float) -> tuple[float, float]:
+    """(bound, predicted) seconds of one launch of `grid` blocks of threads, the largest with `of_block` logits.
 
-    Where the blocks do not fill the multiprocessors, these hold fewer warps; where they come in several waves,
-    half of one is lost at the end.
+    Blocks come in waves that fill the multiprocessors; in the last one these hold fewer blocks, and fewer warps.
     """
-    places = gpu.processors * cost.blocks
-    bound = cost.bound * logits / gpu.clocks
-    if grid <= places:
-        busy = min(1.0, grid / gpu.processors)
-        warps = max(1.0, grid / gpu.processors) * cost.threads / 32
-        return bound, cost.predicted(warps) * logits / gpu.clocks / busy
-    waves = grid / places
-    return bound, cost.predicted() * logits / gpu.clocks * (waves + 0.5) / waves
+    waves, rest = divmod(grid, gpu.processors * cost.blocks)
+    last = -(-rest // gpu.processors)  # blocks of the multiprocessors that have most
+    clocks = waves * cost.blocks * cost.predicted()
+    clocks += last * cost.predicted(last * cost.threads / 32) if last else 0.0
+    return cost.bound * logits / gpu.clocks, of_block * clocks / gpu.clock
 
 
 def steps(gpu: Gpu, plan: Plan) -> list[Step]:
@@ -55,20 +51,24 @@ def steps(gpu: Gpu, plan: Plan) -> list[Step]:
 
     best, columns, weighted = (pass_cost(gpu, "best_codes", plan, plan.best), pass_cost(gpu, "column_sums", plan),
                                pass_cost(gpu, "weighted_codes reverse_kl", plan, plan.sums))  # fmt: skip
-    # Teams of a launch over the teams of a block of threads: its grid.
-    for kernel, cost, teams in (
-        ("best_codes", best, plan.total * plan.best.parts),
-        ("column_sums", columns, plan.columns // plan.block * 2 * plan.column_splits),
-        ("weighted_codes", weighted, plan.total * plan.sums.parts),
+    # Rows, or blocks of codes in the column sums, that each team of a block of threads takes one of; parts of the launch;
+    # logits of a team.
+    blocks, rows_of_split = plan.columns // plan.block, -(-plan.n // plan.column_splits)
+    for kernel, cost, items, parts, of_team in (
+        ("best_codes", best, plan.total, plan.best.parts, plan.best.size * plan.block),
+        ("column_sums", columns, blocks, 2 * plan.column_splits, rows_of_split * plan.block),
+        ("weighted_codes", weighted, plan.total, plan.sums.parts, plan.sums.size * plan.block),
     ):
-        timed[kernel] = _pass(gpu, cost, logits, teams * plan.team / cost.threads)
+        teams = cost.threads // plan.team
+        timed[kernel] = _pass(gpu, cost, logits, -(-items // teams) * parts, teams * of_team)
     if plan.products:
-        forward, backward = product_cost(gpu, "sign_product"), product_cost(gpu, "sign_product add")
-        padded = -(-plan.f // 128) * 128
-        timed["sign_product"] = _pass(gpu, forward, plan.total * plan.columns * (plan.width // 128),
-                                      -(-plan.total // 64) * plan.columns / 128)  # fmt: skip
-        timed["add_sign_product"] = _pass(gpu, backward, 2 * plan.total * padded * (plan.columns / 128),
-                                          -(-2 * plan.total // 64) * (padded / 128) * plan.product_splits)  # fmt: skip
+        # Blocks of 64 rows by 128 columns; logits here are products of 128 terms.
+        tiles, groups = -(-plan.f // 128), plan.columns // 128
+        of_split = -(-groups // plan.product_splits)
+        timed["sign_product"] = _pass(gpu, product_cost(gpu, "sign_product"), plan.total * plan.columns * tiles,
+                                      -(-plan.total // 64) * groups, 64 * 128 * tiles)  # fmt: skip
+        timed["add_sign_product"] = _pass(gpu, product_cost(gpu, "sign_product add"), 2 * plan.total * 128 * tiles * groups,
+                                          -(-2 * plan.sum_rows // 64) * tiles * plan.product_splits, 64 * 128 * of_split)  # fmt: skip
     fits = plan.bytes <= gpu.l2_bytes
     rate, latency = (gpu.l2 * gpu.clocks, L2_LATENCY) if fits else (gpu.memory, MEMORY)
     for kernel, (bytes_moved, chain) in small_kernels(plan, latency).items():

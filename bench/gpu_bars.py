@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from typing import Any, Iterable, Mapping
 
@@ -9,13 +10,16 @@ from bench.gpu_rows import LIBRARY, GpuBar
 from bench.table import duration
 
 
-def bound_for(architecture: str, row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What `bench.gpu_bounds.bound` says about the loss of a row on an architecture, None where it says nothing."""
+# Modules whose `bound` counts the work of a backend's kernels.
+BOUNDS = {"triton": "bench.gpu_bounds", "cuda": "bench.cuda_bounds"}
+
+
+def bound_for(architecture: str, row: Mapping[str, Any], backend: str = "triton") -> dict[str, Any] | None:
+    """What a backend's `bound` says about the loss of a row on an architecture, None where it says nothing."""
     if row["task"] not in ("loss", "loss_graph"):
         return None
     try:
-        from bench.gpu_bounds import bound
-
+        bound = importlib.import_module(BOUNDS[backend]).bound
         return bound(architecture, row["dictionary"], row["n"], row["num_features"], row["num_codes"])
     except Exception:  # a bound is a remark on a measurement; no measurement is to be lost over it
         return None
@@ -106,11 +110,13 @@ def _speedup(bar, row, column, machine):
 
 
 def _tensor(bar, row, column, machine):
-    """Operations per logit come from the bound; without one, the least there can be: four products of 2 f."""
+    """Operations per logit come from the bound (Triton's for a backend that has none of its own); without one, the least
+    there can be: four products of 2 f."""
     rate = machine.get("matmul", {}).get("bf16")
     if rate is None:
         return None, None, "no bf16 matrix rate"
-    per_logit = (bound_for(machine.get("architecture", ""), row) or {}).get("tensor_flops")
+    backend = "cuda" if column == LIBRARY + "cuda" else "triton"
+    per_logit = (bound_for(machine.get("architecture", ""), row, backend) or {}).get("tensor_flops")
     note = "" if per_logit else ", counting four products of 2 f"
     share = row["cells"][column]["logits_per_second"] * (per_logit or 8 * row["num_features"]) / rate
     return 100 * share, share >= bar.value, column + note

@@ -8,9 +8,9 @@
      "bars": what `bench.gpu_bars.judge` returns}
 
 A cell has `seconds` (one number per round), their `bench.timing.spread`, `logits_per_second`, `peak_bytes` (of a call,
-without inputs and weight; None where nothing counts it), `weight_bytes` and, for the library, `bound_share` (None
-unless the backend is "triton"); for the others `ratios`, {library column: how many times as long, round by round}. Or it has `error`,
-or `skipped`: the reason.
+without inputs and weight; None where nothing counts it), `weight_bytes` and, for the library, `bound_share` (of the
+backend's own bound; None unless that is "cuda" or "triton"); for the others `ratios`, {library column: how many times as
+long, round by round}. Or it has `error`, or `skipped`: the reason.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import Any, Iterator
 import torch
 
 from bench import gpu_columns, gpu_machine, gpu_timing
-from bench.gpu_bars import bound_for
+from bench.gpu_bars import BOUNDS, bound_for
 from bench.gpu_record import LOST, PROGRESS_FILE, Record, write_json
 from bench.gpu_rows import COLUMNS, LIBRARY, TORCH_MOST_CODES, GpuRow, plan
 from bench.timing import ratios, spread
@@ -27,7 +27,6 @@ LIMITS = {"start": 90, "check": 75, "build": 45, "compile": 120, "call": 45, "ro
 # A column whose calls would take longer on one row is left out there; a row that a bar needs may take longest.
 MOST_SECONDS = {"library": 12.0, "formula": 6.0, "bar": 30.0}
 COMPILE_SECONDS = 60.0  # not begun with less time left: tuning a compiled formula has taken up to this
-BOUNDED = LIBRARY + "triton"  # the column that bench.gpu_bounds is about
 FIRST_RATE = 5e9  # logits/s that a backend without any measured row is taken to reach
 
 
@@ -219,8 +218,8 @@ class Worker:
             cell["logits_per_second"] = rate = row.logits / cell["median"]
             cell["weight_bytes"] = gpu_columns.weight_bytes(column, row)
             if column.startswith(LIBRARY):
-                # Other kernels do other work per logit than the bound counts.
-                bound = bound_for(architecture, self.record.row(row.name)) if column == BOUNDED else None
+                backend = column.removeprefix(LIBRARY)
+                bound = bound_for(architecture, self.record.row(row.name), backend) if backend in BOUNDS else None
                 cell["bound_share"] = rate / bound["logits_per_second"] if bound else None
             else:
                 others = {name: other for name, other in seconds.items() if name.startswith(LIBRARY)}

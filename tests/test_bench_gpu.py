@@ -179,6 +179,9 @@ def test_the_bound_comes_from_a_module_that_may_be_missing_or_fail(monkeypatch):
     module.bound = lambda *arguments: {"logits_per_second": 1.0, "tensor_flops": 1600, "given": arguments}
     assert bound_for("sm_90", row)["given"] == ("sm_90", "rademacher", 5, 100, 100)
     assert bound_for("sm_90", {**row, "task": "assign"}) is None
+    # The cuda backend has a bound of its own, torch has none.
+    own = bound_for("sm_90", row, "cuda")
+    assert own["logits_per_second"] > 1e6 and "given" not in own and bound_for("sm_90", row, "torch") is None
     (verdict,) = judge([GpuBar("tensor", "r", 0.5)], _record({TORCH: _cell(0.1)}, **TENSOR))
     assert verdict["measured"] == pytest.approx(160.0)
 

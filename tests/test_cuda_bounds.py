@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # bench/ is used f
 from bench import cuda_alternatives, cuda_bounds, cuda_model  # noqa: E402
 from bench.cuda_model import new_best_share, pass_cost, throughput  # noqa: E402
 from bench.cuda_plan import plan  # noqa: E402
-from bench.cuda_times import seconds, steps  # noqa: E402
+from bench.cuda_times import _pass, seconds, steps  # noqa: E402
 from bench.gpu_rates import GPUS  # noqa: E402
 
 H200, A100 = (next(gpu for gpu in GPUS if gpu.name == name) for name in ("H200", "A100"))
@@ -120,6 +120,35 @@ def test_every_launch_has_a_time_and_the_prediction_is_above_the_bound(gpu, dict
     assert bound < predicted
     # Adding codes costs time in proportion, up to the start of a call.
     assert seconds(gpu, plan(gpu, dictionary, n, f, 16 * c))[1] > 4 * (predicted - 4e-5 * len(timed))
+
+
+def test_a_pass_takes_whole_waves():
+    """A multiprocessor with one block more than the others ends last; waves are as long as their largest block."""
+    cost = pass_cost(H200, "column_sums", plan(H200, "hadamard", 256, 2048, 1 << 20))
+    places = H200.processors * cost.blocks
+
+    def predicted(grid):
+        return _pass(H200, cost, grid * 1000.0, grid, 1000.0)[1]
+
+    assert predicted(1) == predicted(H200.processors) < predicted(H200.processors + 1)
+    assert predicted(3 * places) == pytest.approx(3 * predicted(places))
+    assert predicted(places + 1) == pytest.approx(predicted(places) + predicted(1))
+    assert predicted(places) == pytest.approx(cost.predicted() * 1000 * places / H200.clocks)
+
+
+def test_scattered_weights_take_whole_sectors():
+    p = plan(H200, "rademacher", 256, 128, 1 << 20)
+    cost = pass_cost(H200, "weighted_codes reverse_kl", p, p.sums)
+    # Two products of 4 bytes, g among the 32 rows of a block of threads, 8 bytes of weights in sectors a quarter full.
+    assert cost.units["l2"] * H200.l2 == pytest.approx(4 + 4 + 4 / 32 + 4 * 8)
+
+
+def test_the_bound_that_the_benchmark_shows():
+    found = cuda_bounds.bound("sm_90", "hadamard", 256, 2048, 1 << 20)
+    assert 1e11 < found["predicted_logits_per_second"] < found["logits_per_second"] < 1e12
+    assert "tensor_flops" not in found and cuda_bounds.bound("gfx942", "hadamard", 256, 2048, 1 << 20) is None
+    # Four products of rows or weights, two half floats each, with 128 terms of a multiplication and an addition.
+    assert cuda_bounds.bound("sm_90", "rademacher", 256, 100, 1 << 20)["tensor_flops"] == 4 * 2 * 2 * 128
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
