@@ -9,7 +9,6 @@ from typing import Any, Iterable, Mapping
 from bench.gpu_rows import LIBRARY, GpuBar
 from bench.table import duration
 
-
 # Modules whose `bound` counts the work of a backend's kernels.
 BOUNDS = {"triton": "bench.gpu_bounds", "cuda": "bench.cuda_bounds"}
 
