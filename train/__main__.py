@@ -8,16 +8,20 @@ STARTED = time.perf_counter()  # before the imports below, which are seconds of 
 
 import json  # noqa: E402
 import shlex  # noqa: E402
+import shutil  # noqa: E402
 import sys  # noqa: E402
 
 import torch  # noqa: E402
 import tyro  # noqa: E402
 
-from train import backbones, checkpoint, collapse, evaluate, loop, methods, report  # noqa: E402
+from train import (  # noqa: E402
+    backbones, checkpoint, evaluate, events, folder, loop, methods, optimisers, report)
+from train.augment import TwoViews  # noqa: E402
 from train.checkpoint import Progress  # noqa: E402
 from train.config import Config  # noqa: E402
-from train.data import load  # noqa: E402
+from train.data import Images, load  # noqa: E402
 from train.errors import Diverged, InputError  # noqa: E402
+from train.seeds import derive_seed  # noqa: E402
 
 SUMMARY_FILE = "summary.json"
 
@@ -47,61 +51,60 @@ def run(config: Config) -> dict:
     torch.set_num_threads(config.num_threads)
     # The same convolution algorithm every time, or a resumed run on a GPU would differ in the last digits.
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    prepare_folder(config)
-    data = load(config).to(config.device)
-
-    torch.manual_seed(loop.derive_seed(config.seed, "weights"))
-    method = methods.build(config, backbones.ResNet8(config.widths, config.stem_stride)).to(config.device)
-    optimiser = torch.optim.Adam(method.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    progress = start(config, method, optimiser)
-    earlier = sum(progress.seconds.values())
-    print(f"{config.method} on {config.dataset}: {len(data.train_images)} training and {len(data.test_images)} test "
-          f"images, {sum(p.numel() for p in method.parameters()):,} weights, {config.num_codes:,} codes, {config.device}")
-
-    loop.train(config, data, method, optimiser, progress)
-    print("evaluating ...")
-    summary, test = evaluate.judge(config, data, method)
-    summary |= loop.throughput(config, progress)
-    report.write(config, data, method, progress, test, summary)
-    summary["seconds"] = earlier + time.perf_counter() - STARTED
-    checkpoint.write_atomically(config.output_dir / SUMMARY_FILE,
-                                lambda temporary: temporary.write_text(json.dumps(summary, indent=2) + "\n"))
-    for name, value in summary.items():
-        print(f"  {name:28} {value:.4g}" if isinstance(value, float) else f"  {name:28} {value}")
+    with folder.claim(config):
+        data = load(config).to(config.device)
+        torch.manual_seed(derive_seed(config.seed, "weights"))
+        method = methods.build(config, backbones.build(config)).to(config.device)
+        optimiser = optimisers.build(config, method)
+        progress = start(config, method, optimiser)
+        earlier = sum(progress.seconds.values())
+        print(f"{config.method} on {config.dataset}: {len(data.train_images)} training and {len(data.test_images)} test "
+              f"images, {sum(p.numel() for p in method.parameters()):,} weights, {method.num_clusters:,} clusters, "
+              f"{config.device}")
+        loop.train(config, data, method, optimiser, progress)
+        print("evaluating ...", flush=True)
+        summary, test = evaluate.judge(config, data, method)
+        summary |= {"levels": method.lines(), **loop.throughput(config, progress),
+                    "seconds": earlier + time.perf_counter() - STARTED}
+        with loop.writing(config.output_dir, progress.step):
+            finish(config, data, summary, test)
+    print(evaluate.table(summary))
+    print(f"\n  {summary['images_per_second']:.0f} images/s in {summary['seconds_training']:.0f} s of training; share of a step: "
+          + ", ".join(f"{name.removesuffix('_fraction_of_step').replace('_', ' ')} {value:.1%}"
+                      for name, value in summary.items() if name.endswith("_fraction_of_step")))
     print(f"report: {config.output_dir / report.FILE}")
     return summary
-
-
-def prepare_folder(config: Config) -> None:
-    """Make the output directory; InputError if it cannot be written or holds a run that was not mentioned."""
-    folder = config.output_dir
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_atomically(folder / "write-test", lambda temporary: temporary.write_bytes(b"\0"))
-        (folder / "write-test").unlink()
-    except OSError as error:
-        raise InputError(f"--output-dir was {folder}, expected a folder that can be written "
-                         f"({error.strerror}).") from None
-    if (folder / checkpoint.FILE).exists() and not (config.resume or config.overwrite):
-        raise InputError(f"--output-dir {folder} already holds a run, expected --resume to go on with it, --overwrite "
-                         f"to start again, or another folder.")
 
 
 def start(config: Config, method: torch.nn.Module, optimiser: torch.optim.Optimizer) -> Progress:
     """Restore the checkpoint to be resumed, or begin at step 0; write config.json and a first checkpoint."""
     path = config.output_dir / checkpoint.FILE
     progress = checkpoint.restore(path, config, method, optimiser) if config.resume else Progress()
+    folder.check_room(config, method)
     try:
         if not config.resume:
-            for name in (SUMMARY_FILE, report.FILE, loop.DIVERGED_FILE):
+            for name in (SUMMARY_FILE, evaluate.EMBEDDINGS_FILE, report.FILE, loop.DIVERGED_FILE):
                 (config.output_dir / name).unlink(missing_ok=True)
+            shutil.rmtree(config.output_dir / events.FOLDER, ignore_errors=True)
         (config.output_dir / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
         # A disk without room for a checkpoint is found out now and not an epoch later.
         checkpoint.save(path, config, progress, method, optimiser)
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         raise InputError(f"--output-dir {config.output_dir} cannot take a checkpoint ({error}), expected a folder with "
                          f"room to write in.") from None
     return progress
+
+
+def finish(config: Config, data: Images, summary: dict, test: evaluate.Encoded) -> None:
+    """Write embeddings.npz, summary.json and report.html; the report is made from the other files of the folder."""
+    path = config.output_dir
+    evaluate.save_embeddings(path / evaluate.EMBEDDINGS_FILE, test, data.test_labels.cpu(), data.classes)
+    checkpoint.write_atomically(path / SUMMARY_FILE,
+                                lambda temporary: temporary.write_text(json.dumps(summary, indent=2) + "\n"))
+    # The run's random draws are over; this seed only keeps the pictured views the same from report to report.
+    torch.manual_seed(config.seed)
+    sample = data.train_images[:10]
+    report.write(path, (sample, *TwoViews(config)(sample)))
 
 
 if __name__ == "__main__":

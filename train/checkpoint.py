@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,7 +39,28 @@ def save(path: Path, config: Config, progress: Progress, method: nn.Module, opti
     """Write a checkpoint to `path` atomically."""
     content = {"config": config.to_dict(), "progress": asdict(progress), "method": method.state_dict(),
                "optimiser": optimiser.state_dict()}
-    write_atomically(path, lambda temporary: torch.save(content, temporary))
+    # Through memory: torch.save reports a full disk as a RuntimeError, which could be anything; a file says OSError.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
+
+
+def load(path: Path, device: str = "cpu") -> dict[str, Any]:
+    """What `save` wrote: plain dictionaries "config", "progress" and "optimiser", and the state dict "method".
+
+    Raises InputError if the file is missing, damaged or none of this program's.
+    """
+    if not path.is_file():
+        raise InputError(f"The checkpoint was {path}, expected an existing file.")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+        Progress(**content["progress"])
+        if not isinstance(content["config"], dict) or not {"method", "optimiser"} <= content.keys():
+            raise ValueError
+    except (RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path} could not be read ({type(error).__name__}), expected a checkpoint of this "
+                         f"program.") from None
+    return content
 
 
 def restore(path: Path, config: Config, method: nn.Module, optimiser: torch.optim.Optimizer) -> Progress:
@@ -47,17 +70,16 @@ def restore(path: Path, config: Config, method: nn.Module, optimiser: torch.opti
     """
     if not path.is_file():
         raise InputError(f"--resume was given, expected a checkpoint at {path}, and there is none.")
-    try:
-        content = torch.load(path, map_location=config.device, weights_only=True)
-        stored, progress = content["config"], Progress(**content["progress"])
-    except (RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path} could not be read ({type(error).__name__}), expected a checkpoint of this "
-                         f"program.") from None
-    if differences := differing_fields(stored, config):
+    content = load(path, config.device)
+    if differences := differing_fields(content["config"], config):
         raise InputError(f"{path} is of another configuration, expected the same {', '.join(differences)}.")
-    method.load_state_dict(content["method"])
-    optimiser.load_state_dict(content["optimiser"])
-    return progress
+    try:
+        method.load_state_dict(content["method"])
+        optimiser.load_state_dict(content["optimiser"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise InputError(f"{path} does not fit this run ({' '.join(str(error).split())}), expected the weights of the "
+                         f"same method, backbone and dictionary.") from None
+    return Progress(**content["progress"])
 
 
 def write_atomically(path: Path, write) -> None:

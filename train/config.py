@@ -17,18 +17,21 @@ from train.errors import InputError
 # beta = 1 and a few hundred steps, the embeddings settle on little more than one code per class (perplexity 9.8 to 13.3
 # of the assignments in five trials of 12 epochs); 0.75 gave 62 and 0.5 gave 155, at the same k-NN accuracy. These were
 # read off the test images, one seed each: beta is tuned to them.
-# cifar10: the recipe of the paper.
+# cifar10: augmentation and schedule of the paper; beta from the pilots in docs/studies.md.
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": dict(beta=0.75, epochs=20, batch_size=128, lr=5e-3, warmup_epochs=2, stem_stride=4, crop_scale=(0.8, 1.0),
                    rotation=8.0, jitter=(0.2, 0.2, 0.0, 0.0), jitter_prob=0.8, grey_prob=0.0, flip_prob=0.0,
                    solarise_prob=0.0),
-    "cifar10": dict(beta=1.0, epochs=200, batch_size=256, lr=2e-3, warmup_epochs=10, stem_stride=1,
+    "cifar10": dict(beta=0.25, epochs=200, batch_size=256, lr=2e-3, warmup_epochs=10, stem_stride=1,
                     crop_scale=(0.08, 1.0), rotation=0.0, jitter=(0.4, 0.4, 0.2, 0.1), jitter_prob=0.8, grey_prob=0.2,
                     flip_prob=0.5, solarise_prob=0.2),
 }
 
+# What belongs to a backbone: the channels of its stages.
+WIDTHS = {"resnet8": (32, 64, 128), "resnet18": (64, 128, 256, 512)}
+
 # Fields that say where things are, not what is computed: a checkpoint may be resumed under other values of these.
-PLACES = ("output_dir", "data_dir", "download", "resume", "overwrite")
+PLACES = ("output_dir", "data_dir", "download", "tensorboard", "checkpoint_minutes", "resume", "overwrite")
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Config:
     """
 
     output_dir: Path
-    """Directory for config.json, metrics.jsonl, summary.json, checkpoint.pt and report.html; made if missing."""
+    """Directory for config.json, metrics.jsonl, summary.json, embeddings.npz, checkpoint.pt and report.html."""
 
     dataset: Literal["digits", "cifar10"] = "digits"
     """Images to train on; cifar10 needs --data-dir."""
@@ -54,27 +57,47 @@ class Config:
     num_test: int | None = None
     """Use only the first so many test images."""
 
-    method: Literal["cplearn"] = "cplearn"
-    """Objective to train with."""
-    dictionary: Literal["hadamard", "rademacher"] = "hadamard"
-    """Family of the fixed codes: Hadamard blocks (fast) or independent random signs (the paper's)."""
-    num_codes: int = 16384
-    """Number c of codes in the dictionary."""
+    method: Literal["cplearn", "barlow_twins", "swav"] = "cplearn"
+    """Objective to train with; the groups of options below say which belong to one method only."""
     num_features: int = 128
-    """Length f of an embedding and of a code."""
-    embedding: Literal["l2", "tanh"] = "l2"
-    """Last layer of the head: unit rows (the paper's) or tanh (its authors' code)."""
-    beta: float | None = None
-    """Weight of the invariance term (preset: digits .75, cifar10 1)."""
-    prior: Literal["reverse_kl", "cross_entropy"] = "reverse_kl"
-    """Form of the term that spreads assignments evenly over the codes."""
-    eps: float | None = None
-    """Probability left to each wrong code at the optimum; sets the temperature (None: min(1e-8, 1/(100 c)))."""
-    backend: str | None = None
-    """Implementation of the loss, e.g. reference, torch or cpu (None: the fastest that runs here)."""
+    """Length f of an embedding, and of a code or prototype."""
 
-    widths: tuple[int, int, int] = (32, 64, 128)
-    """Channels of the three stages of the ResNet-8; the last is the size of the features that are evaluated."""
+    dictionary: Literal["hadamard", "rademacher", "dense"] = "hadamard"
+    """cplearn: fixed codes from Hadamard blocks (fast), independent random signs (the paper's) or a file."""
+    dictionary_file: Path | None = None
+    """cplearn: .npy file with the (num_features, num_codes) matrix of the dense dictionary."""
+    num_codes: int = 16384
+    """cplearn: number c of codes in the dictionary."""
+    embedding: Literal["l2", "tanh"] = "l2"
+    """cplearn: last layer of the head: unit rows (the paper's) or tanh (its authors' code)."""
+    beta: float | None = None
+    """cplearn: weight of the invariance term (preset: digits .75, cifar10 .25)."""
+    prior: Literal["reverse_kl", "cross_entropy"] = "reverse_kl"
+    """cplearn: form of the term that spreads assignments evenly over the codes."""
+    eps: float | None = None
+    """cplearn: probability left to each wrong code at the optimum; sets the temperature (None: min(1e-8, 1/(100 c)))."""
+    backend: str | None = None
+    """cplearn: implementation of the loss, e.g. reference, torch or cpu (None: the fastest that runs here)."""
+
+    projector_hidden: int = 512
+    """barlow_twins, swav: width of the projector's hidden layers (two and one of them; cplearn has none)."""
+    barlow_lambda: float = 0.0051
+    """barlow_twins: weight of the squared correlations off the diagonal."""
+    num_prototypes: int = 128
+    """swav: number K of learned prototypes."""
+    swav_temperature: float = 0.1
+    """swav: temperature of the predictions."""
+    sinkhorn_epsilon: float = 0.05
+    """swav: temperature of the assignments."""
+    queue_length: int = 0
+    """swav: earlier embeddings of each view that join a batch's assignment; of use when a batch is smaller than K."""
+    freeze_prototypes: int = 100
+    """swav: steps at the start in which the prototypes stand still."""
+
+    backbone: Literal["resnet8", "resnet18"] = "resnet8"
+    """Encoder: ResNet-8 (three stages of one block) or the CIFAR ResNet-18 (four of two)."""
+    widths: tuple[int, ...] | None = None
+    """Channels of the stages; the last is the size of the features that are evaluated (resnet8: 32 64 128)."""
     stem_stride: int | None = None
     """Stride of the first convolution; 2 makes a step about four times cheaper (preset: digits 4, cifar10 1)."""
 
@@ -82,12 +105,16 @@ class Config:
     """Passes over the training images (preset: digits 20, cifar10 200)."""
     batch_size: int | None = None
     """Images per step, each seen in two views (preset: digits 128, cifar10 256)."""
+    optimiser: Literal["adam", "sgd", "lars"] = "adam"
+    """Optimiser; sgd and lars want a larger --lr than the presets, which are for adam."""
     lr: float | None = None
-    """Peak learning rate of Adam (preset: digits .005, cifar10 .002)."""
+    """Peak learning rate (preset: digits .005, cifar10 .002)."""
+    momentum: float = 0.9
+    """Momentum of sgd and lars."""
     warmup_epochs: int | None = None
     """Epochs of linear warm-up before the cosine decay to zero (preset: digits 2, cifar10 10, at most a fifth)."""
     weight_decay: float = 0.0
-    """L2 penalty that Adam adds to the gradient."""
+    """L2 penalty that the optimiser adds to the gradient."""
 
     crop_scale: tuple[float, float] | None = None
     """Area of a random crop as a share of the image, smallest and largest (preset: digits .8 1, cifar10 .08 1)."""
@@ -112,6 +139,15 @@ class Config:
     """Where to compute: cpu, cuda, cuda:1, or auto for cuda where there is one."""
     num_threads: int | None = None
     """CPU threads (None: as many as PyTorch takes by itself)."""
+    precision: Literal["float32", "bfloat16"] | None = None
+    """Arithmetic of the encoder: bfloat16 under autocast or float32 (None: bfloat16 on GPUs, float32 on CPUs)."""
+    compile: bool = False
+    """Put the encoder through torch.compile: minutes at the start, faster steps after."""
+
+    tensorboard: bool = False
+    """Also write the metrics of every epoch as TensorBoard events, in the output directory's folder tensorboard."""
+    checkpoint_minutes: float = 10.0
+    """Save a checkpoint at least this often, besides that at the end of every epoch."""
 
     resume: bool = False
     """Go on from the checkpoint in the output directory; the numbers are those of a run that never stopped."""
@@ -128,7 +164,11 @@ class Config:
         # A short trial should not spend all its steps warming up.
         preset["warmup_epochs"] = min(preset["warmup_epochs"], max(epochs, 0) // 5)
         given = {name: value for name, value in preset.items() if getattr(self, name) is None}
+        if self.widths is None:
+            given["widths"] = WIDTHS[self.backbone]
         given["device"] = _resolve_device(self.device)
+        if self.precision is None:
+            given["precision"] = "float32" if given["device"] == "cpu" else "bfloat16"
         if self.num_threads is None:
             given["num_threads"] = torch.get_num_threads()
         config = dataclasses.replace(self, **given)
@@ -136,17 +176,25 @@ class Config:
         return config
 
     def _check(self) -> None:
-        for name in ("num_codes", "num_features", "stem_stride", "epochs", "batch_size", "knn_neighbours",
-                     "num_threads", "num_train", "num_test"):
+        for name in ("num_codes", "num_features", "num_prototypes", "projector_hidden", "stem_stride", "epochs",
+                     "batch_size", "knn_neighbours", "num_threads", "num_train", "num_test"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "a whole number of at least 1")
+        for name in ("queue_length", "freeze_prototypes"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "a whole number of at least 0")
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2, because batch norm needs a batch")
-        _require(min(self.widths) >= 1, "widths", self.widths, "three numbers of at least 1")
+        _require(len(self.widths) >= 1 and min(self.widths) >= 1, "widths", self.widths, "numbers of at least 1")
+        _require((self.dictionary == "dense") == (self.dictionary_file is not None), "dictionary_file",
+                 self.dictionary_file, "a file with --dictionary dense, and none with another dictionary")
         _require(0 <= self.warmup_epochs < self.epochs, "warmup_epochs", self.warmup_epochs,
                  f"at least 0 and less than the {self.epochs} epochs")
-        for name in ("lr", "beta", "weight_decay", "rotation"):
+        for name in ("lr", "beta", "weight_decay", "rotation", "barlow_lambda"):
             value = getattr(self, name)
             _require(0 <= value < float("inf"), name, value, "a finite number of at least 0")
+        for name in ("swav_temperature", "sinkhorn_epsilon", "checkpoint_minutes"):
+            value = getattr(self, name)
+            _require(0 < value < float("inf"), name, value, "a finite number above 0")
+        _require(0 <= self.momentum < 1, "momentum", self.momentum, "at least 0 and below 1")
         for name in ("jitter_prob", "grey_prob", "flip_prob", "solarise_prob"):
             value = getattr(self, name)
             _require(0 <= value <= 1, name, value, "a share between 0 and 1")
@@ -163,6 +211,19 @@ class Config:
         def plain(value):
             return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         return {name: plain(value) for name, value in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> Config:
+        """The configuration that `to_dict` gave; InputError if fields are missing or unknown."""
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        if fields.keys() != stored.keys():
+            raise InputError(f"The stored configuration has other fields ({', '.join(sorted(fields.keys() ^ stored.keys()))}"
+                             f"), expected one that this version wrote.")
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+        for name, field in fields.items():
+            if "Path" in str(field.type) and values[name] is not None:
+                values[name] = Path(values[name])
+        return cls(**values)
 
 
 def differing_fields(stored: dict[str, Any], config: Config) -> list[str]:

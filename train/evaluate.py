@@ -1,109 +1,281 @@
-"""How good frozen features are: linear probe, weighted k-NN, and agreement of the clusters with the classes."""
+"""Evaluation of a trained method on frozen features; `python -m train.evaluate CHECKPOINT` prints it."""
 
 from __future__ import annotations
 
-import warnings
+import argparse
+import dataclasses
+import json
+import sys
+import zipfile
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from train import collapse
+from train import backbones, checkpoint, collapse, methods, quality, verdicts
+from train.augment import TwoViews
 from train.config import Config
-from train.data import Images
+from train.data import Images, load
+from train.errors import InputError
+from train.seeds import derive_seed
+
+EMBEDDINGS_FILE = "embeddings.npz"
+
+MEANINGS = {
+    "linear_probe": "accuracy of a linear classifier on the features",
+    "linear_probe_converged": "whether its training reached its tolerance",
+    "knn": "accuracy of weighted nearest neighbours on the features",
+    "nmi": "mutual information of clusters and classes, normalised; grows with the clusters",
+    "ami": "the same, adjusted: 0 by chance whatever the number of clusters",
+    "kmeans_nmi": "nmi of k-means of the features with one cluster per class",
+    "view_agreement": "ami between the clusters of two augmented views of each image",
+    "codes_used": "clusters with at least one image",
+    "perplexity": "clusters in even use",
+    "num_clusters": "clusters that there are",
+    "effective_rank": "dimensions that the embeddings use (RankMe)",
+    "effective_rank_features": "dimensions that the features use",
+    "embedding_std": "spread of unit-length embeddings, per coordinate",
+    "within_class_scatter": "share of the embeddings' variance within classes",
+    "test_images": "images measured",
+    "num_features": "length of an embedding",
+    "num_classes": "classes among the labels",
+}
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What a method makes of images: features `(N, width)`, embeddings `(N, f)`, clusters int64 `(N,)`, on the CPU."""
+    """What a method makes of images, on the CPU: float32 features `(N, width)` and embeddings `(N, f)`, clusters.
+
+    `clusters` is int64 `(N,)`; `view_clusters` int64 `(2, N)`, of two augmented views of each image, or None.
+    """
 
     features: Tensor
     embeddings: Tensor
     clusters: Tensor
+    view_clusters: Tensor | None = None
 
 
 def judge(config: Config, data: Images, method: nn.Module) -> tuple[dict[str, Any], Encoded]:
-    """Every measure of a trained method, and its encoded test images.
+    """Every measure of a trained method with the verdicts on collapse, and its encoded test images.
 
     Probe and k-NN learn from the training images' features; everything else is measured on the test images.
+    Raises InputError if features or embeddings are not finite, as after a run that diverged.
     """
-    train, test = encode(method, data.train_images), encode(method, data.test_images)
-    train_y, test_y = data.train_labels.cpu(), data.test_labels.cpu()
-    probe, converged = linear_probe(train.features, train_y, test.features, test_y)
+    train_x, train_y = encode_features(method, data.train_images), data.train_labels.cpu()
+    test = dataclasses.replace(encode(method, data.test_images),
+                               view_clusters=encode_views(config, method, data.test_images))
+    test_y = data.test_labels.cpu()
+    for name, value in (("features", train_x), ("features", test.features), ("embeddings", test.embeddings)):
+        if bad := int((~value.isfinite()).any(1).sum()):
+            raise InputError(f"The {name} of {bad} of {len(value)} images were not finite, expected an encoder whose "
+                             f"training has not diverged.")
+    probe, converged = quality.linear_probe(train_x, train_y, test.features, test_y)
     counts = collapse.code_counts(test.clusters)
-    return {
+    summary = {
         "linear_probe": probe,
         "linear_probe_converged": converged,
-        "knn": knn(train.features, train_y, test.features, test_y, neighbours=config.knn_neighbours),
-        **cluster_agreement(test_y, test.clusters),
+        "knn": quality.knn(train_x, train_y, test.features, test_y, neighbours=config.knn_neighbours),
+        **quality.cluster_agreement(test_y, test.clusters),
+        "kmeans_nmi": quality.kmeans_nmi(test.features, test_y, len(data.classes)),
+        "view_agreement": quality.view_agreement(test.view_clusters),
         "codes_used": len(counts),
         "perplexity": collapse.perplexity(counts),
+        "num_clusters": method.num_clusters,
         "effective_rank": collapse.effective_rank(test.embeddings),
         "effective_rank_features": collapse.effective_rank(test.features),
         "embedding_std": collapse.embedding_std(test.embeddings),
         "within_class_scatter": collapse.within_class_scatter(test.embeddings, test_y),
+        **collapse.mixture_measures(test.embeddings),
         "test_images": len(test_y),
-    }, test
+        "num_features": test.embeddings.shape[1],
+        "num_classes": len(data.classes),
+    }
+    summary["verdicts"] = {name: dataclasses.asdict(verdict) for name, verdict in verdicts.judge(summary).items()}
+    return summary, test
 
 
 @torch.no_grad()
 def encode(method: nn.Module, images: Tensor, batch_size: int = 500) -> Encoded:
     """Encode images uint8 `(N, 3, 32, 32)` without augmentation; batch norm uses its running statistics."""
-    was_training = method.training
-    method.eval()
     features, embeddings, clusters = [], [], []
-    for batch in images.split(batch_size):
-        x = method.backbone(batch.float() / 255)
-        h = method.head(x)
-        features.append(x.float().cpu())
-        embeddings.append(h.float().cpu())
-        clusters.append(method.assign(h).cpu())
-    method.train(was_training)
+    with _evaluating(method):
+        for batch in images.split(batch_size):
+            x = method.backbone(batch.float() / 255)
+            h = method.head(x)
+            features.append(x.float().cpu())
+            embeddings.append(h.float().cpu())
+            clusters.append(method.assign(h).cpu())
     return Encoded(torch.cat(features), torch.cat(embeddings), torch.cat(clusters))
 
 
-def linear_probe(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> tuple[float, bool]:
-    """Test accuracy of logistic regression on features standardised by the training set, and whether it converged.
+@torch.no_grad()
+def encode_features(method: nn.Module, images: Tensor, batch_size: int = 500) -> Tensor:
+    """The features of `encode` alone, float32 `(N, width)` on the CPU."""
+    with _evaluating(method):
+        return torch.cat([method.backbone(batch.float() / 255).float().cpu() for batch in images.split(batch_size)])
 
-    Features are float `(N, width)`, labels int64 `(N,)`. L2 penalty of scikit-learn's default strength (C = 1).
+
+@torch.no_grad()
+def encode_views(config: Config, method: nn.Module, images: Tensor, batch_size: int = 500) -> Tensor:
+    """Clusters of two augmented views of each image uint8 `(N, 3, 32, 32)`, int64 `(2, N)` on the CPU.
+
+    The views follow from the configuration's seed; PyTorch's generators are left as they were.
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    mean, std = train_x.mean(0), train_x.std(0).clamp_min(1e-6)
-    probe = LogisticRegression(max_iter=3000)
-    with warnings.catch_warnings():
-        # The result says whether it converged; a warning in the middle of a progress bar helps nobody.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        probe.fit(((train_x - mean) / std).numpy(), train_y.numpy())
-    accuracy = float(probe.score(((test_x - mean) / std).numpy(), test_y.numpy()))
-    return accuracy, bool(np.max(probe.n_iter_) < probe.max_iter)
+    views, clusters = TwoViews(config).to(images.device), []
+    devices = [images.device] if images.device.type == "cuda" else []
+    with _evaluating(method), torch.random.fork_rng(devices):
+        torch.manual_seed(derive_seed(config.seed, "evaluation views"))
+        for batch in images.split(batch_size):
+            clusters.append(torch.stack([method.assign(method.head(method.backbone(view))).cpu()
+                                         for view in views(batch)]))
+    return torch.cat(clusters, dim=1)
 
 
-def knn(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, *, neighbours: int = 20,
-        temperature: float = 0.1) -> float:
-    """Test accuracy of k nearest neighbours by cosine, each voting with weight exp(cosine / temperature).
+@contextmanager
+def _evaluating(method: nn.Module) -> Iterator[None]:
+    was_training = method.training
+    method.eval()
+    try:
+        yield
+    finally:
+        method.train(was_training)
 
-    Features are float `(N, width)`, labels int64 `(N,)`. At most as many neighbours as there are training rows vote.
+
+def save_embeddings(path: Path, encoded: Encoded, labels: Tensor, classes: list[str]) -> None:
+    """Write what the test images were encoded to, atomically, as a compressed .npz file without pickles.
+
+    Arrays: `embeddings`, `features`, `clusters`, `labels` int64 `(N,)`, `classes` strings `(K,)`, and `view_clusters`
+    if there are any; shapes and types as in `Encoded`.
     """
-    train_x, test_x = (nn.functional.normalize(x.float(), dim=1) for x in (train_x, test_x))
-    classes, correct = int(train_y.max()) + 1, 0
-    # 256 rows against 50,000 are 50 MB, so the full table of similarities is never needed.
-    for x, y in zip(test_x.split(256), test_y.split(256)):
-        similarity, index = (x @ train_x.T).topk(min(neighbours, len(train_x)), dim=1)
-        votes = torch.zeros(len(x), classes).scatter_add_(1, train_y[index], (similarity / temperature).exp())
-        correct += int((votes.argmax(1) == y).sum())
-    return correct / len(test_y)
+    arrays = {"embeddings": encoded.embeddings, "features": encoded.features, "clusters": encoded.clusters,
+              "labels": labels.cpu(), "view_clusters": encoded.view_clusters}
+    arrays = {name: value.numpy() for name, value in arrays.items() if value is not None}
+
+    def write(temporary: Path) -> None:
+        # An open file, because NumPy adds .npz to a name.
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, classes=np.array(classes, dtype=np.str_), **arrays)
+
+    checkpoint.write_atomically(path, write)
 
 
-def cluster_agreement(labels: Tensor, clusters: Tensor) -> dict[str, float]:
-    """`nmi` and `ami` between classes and clusters, both int64 `(N,)`.
+def load_embeddings(path: Path) -> tuple[Encoded, Tensor, list[str]]:
+    """What `save_embeddings` was given: encoded images, labels, class names. InputError if it wrote no such file."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: torch.from_numpy(stored[name]) for name in stored.files if name != "classes"}
+            classes = [str(name) for name in stored["classes"]]
+        labels = arrays.pop("labels")
+        return Encoded(**arrays), labels, classes
+    except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} could not be read ({type(error).__name__}), expected the {EMBEDDINGS_FILE} of a "
+                         f"run.") from None
 
-    Normalised mutual information grows with the number of clusters even at random; the adjusted one subtracts that.
+
+def restore(path: Path, data_dir: Path | None = None, device: str = "auto"
+            ) -> tuple[Config, Images, nn.Module, list[dict[str, float]]]:
+    """What a checkpoint holds: configuration, data set, method with its weights, and the metrics of each epoch.
+
+    Args:
+        path: the checkpoint.
+        data_dir: folder of the data set; None for the one that the run used.
+        device: where data and method go: cpu, cuda, cuda:1, or auto.
+
+    Raises:
+        InputError: the checkpoint or the data set is missing, damaged or of another program.
     """
-    from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
+    content = checkpoint.load(path, "cpu")
+    stored = Config.from_dict(content["config"])
+    config = dataclasses.replace(stored, data_dir=data_dir or stored.data_dir, device=device, download=False,
+                                 resume=False, overwrite=False).resolved()
+    if config.dataset != "digits" and not config.data_dir.is_dir():
+        raise InputError(f"--data-dir was {config.data_dir}{'' if data_dir else ', as in the run'}, expected an existing "
+                         f"folder with the images of {config.dataset}.")
+    data = load(config).to(config.device)
+    method = methods.build(config, backbones.build(config))
+    try:
+        method.load_state_dict(content["method"])
+    except (RuntimeError, TypeError, AttributeError):
+        raise InputError(f"{path} holds other weights than its configuration says, expected a checkpoint of this "
+                         f"version of the program.") from None
+    return config, data, method.to(config.device).eval(), content["progress"]["history"]
 
-    a, b = labels.numpy(), clusters.numpy()
-    return {"nmi": float(normalized_mutual_info_score(a, b)), "ami": float(adjusted_mutual_info_score(a, b))}
+
+def table(summary: dict[str, Any]) -> str:
+    """The measures and the verdicts of a summary as aligned text."""
+    rows = [(name, _text(summary[name]), meaning) for name, meaning in MEANINGS.items() if name in summary]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    lines = [f"  {name:<{widths[0]}}  {value:>{widths[1]}}  {meaning}" for name, value, meaning in rows]
+    sizes = [size for size in collapse.MIXTURE_SIZES if f"mixture_scatter_{size}" in summary]
+    if sizes:
+        lines += ["", "Gaussian mixtures of the embeddings (scatter: 1 no clusters, 0 points; entropy in nats per "
+                  "coordinate)", "  components" + "".join(f"{size:>10}" for size in sizes)]
+        lines += [f"  {kind:<10}" + "".join(f"{summary[f'mixture_{kind}_{size}']:>10.4f}" for size in sizes)
+                  for kind in ("scatter", "entropy")]
+    lines += ["", f"  {'collapse':<15} {'verdict':<11} {'measure':<19} {'value':>8} {'below':>8}  where the threshold comes "
+              "from"]
+    for name, v in summary["verdicts"].items():
+        word = {True: "COLLAPSED", False: "no", None: "not judged"}[v["collapsed"]]
+        numbers = ["-" if x is None else f"{x:.4g}" for x in (v["value"], v["threshold"])]
+        lines.append(f"  {name:<15} {word:<11} {v['measure']:<19} {numbers[0]:>8} {numbers[1]:>8}  {v['why']}")
+    return "\n".join(lines)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit status, 0 or 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m train.evaluate", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Evaluate a checkpoint: quality of the frozen features, and which collapses its embeddings show.",
+        epilog="The configuration, seed included, is read from the checkpoint, so the numbers are those at the end of "
+               "the run.\nThe verdicts and their thresholds are explained in docs/collapse.md.\n\nexample:\n"
+               "  python -m train.evaluate runs/digits/checkpoint.pt --output digits.json")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint.pt of a run, finished or not")
+    parser.add_argument("--data-dir", type=Path, metavar="D", help="folder of the data set (default: as in the run)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, or auto for cuda where there is one "
+                                                         "(default: auto)")
+    parser.add_argument("--num-threads", type=int, metavar="N", help="CPU threads (default: as many as PyTorch takes)")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="also write the numbers to this file as JSON")
+    options = parser.parse_args(arguments)
+    try:
+        run(options.checkpoint, options.data_dir, options.device, options.num_threads, options.output)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+def run(path: Path, data_dir: Path | None, device: str, num_threads: int | None, output: Path | None) -> dict[str, Any]:
+    """Restore, judge, print and, with `output`, write; the summary."""
+    if num_threads is not None:
+        if num_threads < 1:
+            raise InputError(f"--num-threads was {num_threads}, expected a whole number of at least 1.")
+        torch.set_num_threads(num_threads)
+    # Found out now and not after minutes of work.
+    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+        raise InputError(f"--output was {output}, expected the name of a file in an existing folder.")
+    config, data, method, history = restore(path, data_dir, device)
+    print(f"{config.method} on {config.dataset}, {len(history)} of {config.epochs} epochs, seed {config.seed}, "
+          f"{len(data.train_images):,} training images, on {config.device}", flush=True)
+    summary = judge(config, data, method)[0] | {"levels": method.lines(), "epochs": len(history)}
+    print(table(summary))
+    if output is not None:
+        try:
+            checkpoint.write_atomically(
+                output, lambda temporary: temporary.write_text(json.dumps(summary, indent=2) + "\n"))
+        except OSError as error:
+            raise InputError(f"--output was {output}, expected a file that can be written ({error.strerror}).") from None
+    return summary
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import signal
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
+from typing import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,9 @@ from train.augment import TwoViews
 from train.checkpoint import Progress
 from train.config import Config
 from train.data import Images
-from train.errors import Diverged
+from train.errors import Diverged, InputError
+from train.events import Events
+from train.seeds import derive_seed
 
 METRICS_FILE = "metrics.jsonl"
 DIVERGED_FILE = "diverged.pt"
@@ -33,12 +34,6 @@ class Interrupted(Exception):
         super().__init__(f"Stopped by {signal.Signals(signum).name} after step {step} of {total}; "
                          f"a checkpoint is saved.")
         self.exit_status = 128 + signum
-
-
-def derive_seed(seed: int, purpose: str, index: int = 0) -> int:
-    """A 63-bit seed for one use, unrelated to that of any other purpose or index."""
-    digest = hashlib.sha256(f"{seed} {purpose} {index}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
@@ -80,14 +75,23 @@ class Stopwatch:
         self.last = now
 
 
-def train_step(method: nn.Module, optimiser: torch.optim.Optimizer, first: Tensor, second: Tensor,
-               watch: Stopwatch) -> dict[str, float]:
+def encoder(config: Config, method: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Images `(n, 3, 32, 32)` to embeddings `(n, f)`, float32, in the configuration's precision, compiled if it says so."""
+    def encode(images: Tensor) -> Tensor:
+        with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            return method.head(method.backbone(images)).float()
+
+    return torch.compile(encode) if config.compile else encode
+
+
+def train_step(encode: Callable[[Tensor], Tensor], method: nn.Module, optimiser: torch.optim.Optimizer, first: Tensor,
+               second: Tensor, watch: Stopwatch) -> dict[str, float]:
     """One step of optimisation on two views `(n, 3, 32, 32)`; the loss and its terms.
 
     The graph is cut at the embeddings and joined again, which leaves every gradient as it is and lets the loss's
     forward and gradient be timed apart from the encoder's. If the loss is not finite, it is returned and nothing is updated.
     """
-    h1, h2 = method.head(method.backbone(first)), method.head(method.backbone(second))
+    h1, h2 = encode(first), encode(second)
     leaf1, leaf2 = (h.detach().requires_grad_() for h in (h1, h2))
     watch.mark("encoder forward")
     loss, terms = method.loss(leaf1, leaf2)
@@ -108,20 +112,26 @@ def train(config: Config, data: Images, method: nn.Module, optimiser: torch.opti
           progress: Progress) -> None:
     """Train from where `progress` stands to the end, updating it; metrics and checkpoints go to the output directory.
 
-    Raises Interrupted after SIGINT or SIGTERM, with a checkpoint of that very step, and Diverged when the loss is not
-    finite, leaving the last epoch's checkpoint as it is and the present state beside it.
+    Raises Interrupted after SIGINT or SIGTERM, with a checkpoint of that very step; Diverged when the loss is not
+    finite, leaving the last checkpoint as it is and the present state beside it; InputError when the disk is full.
     """
     folder = Path(config.output_dir)
-    views = TwoViews(config).to(config.device)
+    views, encode = TwoViews(config).to(config.device), encoder(config, method)
     steps_per_epoch = len(data.train_images) // config.batch_size
     total = config.epochs * steps_per_epoch
+    saved = time.monotonic()
 
     def save(name: str) -> None:
-        checkpoint.save(folder / name, config, progress, method, optimiser)
+        nonlocal saved
+        with writing(folder, progress.step):
+            checkpoint.save(folder / name, config, progress, method, optimiser)
+        saved = time.monotonic()
 
     method.train()
-    write_metrics(folder / METRICS_FILE, progress.history)
-    with stop_requests() as requests, tqdm(total=total, initial=progress.step, unit="step", disable=None) as bar:
+    with writing(folder, progress.step):
+        write_metrics(folder / METRICS_FILE, progress.history)
+    with (stop_requests() as requests, Events(folder, config.tensorboard, progress.step) as events,
+          tqdm(total=total, initial=progress.step, unit="step", disable=None) as bar):
         watch = Stopwatch(progress.seconds, config.device)
         first_step, started = progress.step, time.perf_counter()
         for index in batches(config, len(data.train_images), progress.step):
@@ -132,12 +142,12 @@ def train(config: Config, data: Images, method: nn.Module, optimiser: torch.opti
                 group["lr"] = lr
             first, second = views(data.train_images[index.to(config.device)])
             watch.mark("views")
-            metrics = train_step(method, optimiser, first, second, watch)
+            metrics = train_step(encode, method, optimiser, first, second, watch)
             if not math.isfinite(metrics["loss"]):
                 save(DIVERGED_FILE)
                 raise Diverged(
                     f"The loss became {metrics['loss']} at step {progress.step + 1} of {total}, expected a finite "
-                    f"number; the state is in {folder / DIVERGED_FILE} and that of the last whole epoch in "
+                    f"number; the state is in {folder / DIVERGED_FILE} and the last one before it that was saved in "
                     f"{folder / checkpoint.FILE} (try a lower --lr with --overwrite).")
             progress.step += 1
             for name, value in metrics.items():
@@ -150,14 +160,27 @@ def train(config: Config, data: Images, method: nn.Module, optimiser: torch.opti
                 means = {name: value / steps_per_epoch for name, value in progress.sums.items()}
                 progress.history.append({"epoch": epoch, "step": progress.step, "lr": lr, **means})
                 progress.sums.clear()
-                write_metrics(folder / METRICS_FILE, progress.history)
+                with writing(folder, progress.step):
+                    write_metrics(folder / METRICS_FILE, progress.history)
+                    events.add(progress.history[-1])
                 save(checkpoint.FILE)
                 tqdm.write(f"epoch {epoch}/{config.epochs}  {rate:.0f} images/s  "
                            + "  ".join(f"{k} {v:.4f}" for k, v in means.items()))
+            elif requests or time.monotonic() - saved > 60 * config.checkpoint_minutes:
+                save(checkpoint.FILE)
             watch.mark("checkpoint")
             if requests and progress.step < total:
-                save(checkpoint.FILE)
                 raise Interrupted(requests[0], progress.step, total)
+
+
+@contextmanager
+def writing(folder: Path, step: int) -> Iterator[None]:
+    """Turns what a full or vanished disk raises into an InputError that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"Step {step} could not be saved in {folder} ({error.strerror or error}), expected a folder with "
+                         f"room to write in; what was saved there before is whole, and --resume goes on from it.") from error
 
 
 def throughput(config: Config, progress: Progress) -> dict[str, float]:

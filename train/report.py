@@ -1,130 +1,180 @@
-"""The report of a run: one HTML file with every number and picture in it."""
+"""`python -m train.report RUN [RUN ...]`: runs or embeddings side by side, in one HTML file and as PNG files."""
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-import math
-from typing import Any
+import argparse
+import sys
+from pathlib import Path
+from typing import Iterable
 
 import torch
-from matplotlib.figure import Figure
-from torch import nn
+from torch import Tensor
 
-from train import checkpoint, figures
-from train.augment import TwoViews
-from train.checkpoint import Progress
-from train.config import Config
-from train.data import Images
-from train.evaluate import Encoded
+from train import checkpoint, figures, planar, sources, tables
+from train.errors import InputError
+from train.page import Picture, escape, page, picture
+from train.sources import Source
 
 FILE = "report.html"
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1120px; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: 1em 0 }
-td, th { padding: .2em .9em .2em 0; text-align: left; vertical-align: top }
-tr { border-bottom: 1px solid #ddd } td.number { text-align: right; font-variant-numeric: tabular-nums }
-figure { display: inline-block; width: 530px; max-width: 100%; margin: 0 1em 1.5em 0; vertical-align: top }
-figure.wide { width: 100% } img { max-width: 100% } figcaption { font-size: 13px; color: #555 }
-details { margin: 1em 0 } code { background: #f3f3f3 }
+DESCRIPTION = """\
+Put runs side by side: their numbers, whether each of four collapses happened and by which threshold, and pictures.
+
+A RUN is one of
+  the output directory of a finished `python -m train`;
+  a checkpoint file, of a finished run or not: its test images are encoded and measured first (--data-dir for CIFAR-10);
+  FILE.npy with embeddings, float (N, f), of any method (--labels for their classes);
+  FILE.npz with "embeddings" and, where there are any, "features" float (N, width), "clusters" and "labels" int (N,),
+    "view_clusters" int (2, N), "num_clusters" int, "classes" strings.
+"""
+EXAMPLES = """\
+examples:
+  python -m train.report runs/digits --png pictures
+  python -m train.report runs/cplearn runs/swav --output both.html
+  python -m train.report mine.npy runs/cplearn --labels labels.npy
 """
 
 
-def write(config: Config, data: Images, method: nn.Module, progress: Progress, test: Encoded,
-          summary: dict[str, Any]) -> None:
-    """Write report.html to the output directory; it refers to no other file and to nothing on the network."""
+def write(folder: Path, augmented: tuple[Tensor, Tensor, Tensor] | None = None) -> None:
+    """Write a finished run's report.html from the other files in its folder.
+
+    Args:
+        folder: holds config.json, summary.json, metrics.jsonl and embeddings.npz.
+        augmented: training images uint8 `(n, 3, s, s)` and two views of each, float in [0, 1], to be shown.
+
+    Raises:
+        InputError: one of the files is missing or damaged.
+    """
+    found = sources.read([folder])
+    title = f"{found[0].config.get('method')} on {found[0].config.get('dataset')}"
+    text = document(title, found, pictures(found, augmented))
+    checkpoint.write_atomically(folder / FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def document(title: str, found: list[Source], drawn: Iterable[Picture]) -> str:
+    """The whole report as HTML that refers to no other file and to nothing on the network."""
+    time, configuration = tables.time(found), tables.configuration(found)
     body = [
-        f"<h1>{config.method} on {config.dataset}</h1>",
-        f"<p>{len(data.train_images):,} training images, {len(data.test_images):,} test images, {config.epochs} epochs "
-        f"of {config.batch_size} images per step, {config.num_codes:,} codes of length {config.num_features}, "
-        f"seed {config.seed}.</p>",
-        "<h2>Quality of the frozen features</h2>", _quality(summary, len(data.classes)),
-        "<h2>Collapse</h2>", _collapse(config, summary, len(data.classes)),
-        "<h2>Pictures</h2>", *_pictures(config, data, method, progress, test),
-        "<h2>Time</h2>", _table(("what", "value"), [
-            (name.replace("_", " "), _number(value)) for name, value in summary.items()
-            if name.endswith("_of_step") or name in ("images_per_second", "seconds_training")]),
-        "<details><summary>Configuration</summary>",
-        _table(("option", "value"), [(name, str(value)) for name, value in config.to_dict().items()]), "</details>",
+        *(f"<p>{escape(tables.introduction(source))}</p>" for source in found),
+        "<h2>Collapse</h2>",
+        "<p>Thresholds are fixed, and the same for every method.</p>", tables.verdicts(found), tables.collapse(found),
+        "<h2>Quality of the frozen features</h2>", tables.quality(found), tables.missing(found),
+        "<h2>Pictures</h2>", *map(picture, drawn),
+        *(["<h2>Time</h2>", time] if time else []),
+        *(["<h2>Configuration</h2>", configuration] if configuration else []),
     ]
-    page = (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-            f"<title>{config.method} on {config.dataset}</title><style>{STYLE}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n")
-    checkpoint.write_atomically(config.output_dir / FILE,
-                                lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    return page(title, body)
 
 
-def _quality(summary: dict[str, Any], classes: int) -> str:
-    probe = "linear probe accuracy" + ("" if summary["linear_probe_converged"] else " (not converged)")
-    return _table(("measure, on the test images", "value", "by chance"), [
-        (probe, _number(summary["linear_probe"]), _number(1 / classes)),
-        ("weighted k-NN accuracy", _number(summary["knn"]), _number(1 / classes)),
-        ("normalised mutual information of codes and classes", _number(summary["nmi"]), "grows with the codes in use"),
-        ("adjusted mutual information of codes and classes", _number(summary["ami"]), "0"),
-    ])
-
-
-def _collapse(config: Config, summary: dict[str, Any], classes: int) -> str:
-    samples, f = summary["test_images"], config.num_features
-    most = min(config.num_codes, samples)
-    return _table(("collapse", "measure, on the test images", "value", "fully collapsed", "fully spread"), [
-        ("representation", "standard deviation of unit-length embeddings", _number(summary["embedding_std"]), "0",
-         f"1/√f = {1 / math.sqrt(f):.4f}"),
-        ("cluster", "codes used", _number(summary["codes_used"]), "1", f"min(c, N) = {most}"),
-        ("cluster", "perplexity of the assignments", _number(summary["perplexity"]), "1",
-         f"{most} ({classes} classes)"),
-        ("dimensional", "effective rank of the embeddings (RankMe)", _number(summary["effective_rank"]), "1",
-         f"{min(f, samples)}"),
-        ("dimensional", "effective rank of the features", _number(summary["effective_rank_features"]), "1",
-         f"{min(config.widths[2], samples)}"),
-        ("intracluster", "share of the variance within classes", _number(summary["within_class_scatter"]), "0", "1"),
-    ])
-
-
-def _pictures(config: Config, data: Images, method: nn.Module, progress: Progress, test: Encoded) -> list[str]:
-    note = ""
-    if config.prior != "reverse_kl":
-        note = f" The levels hold for the reverse_kl prior; this run has {config.prior}."
-    labels = data.test_labels.cpu()
-    # The run's random draws are over; this seed only keeps the sample the same from report to report.
-    torch.manual_seed(config.seed)
-    sample = data.train_images[:10]
-    first, second = TwoViews(config)(sample)
-    return [
-        _picture(figures.loss_curve(progress.history, method.lines()),
-                 "Loss: log c is an encoder that gives every image the same code, log(c / min(n, c)) one that gives each "
-                 "of the n images of a batch its own." + note),
-        _picture(figures.term_curves(progress.history),
-                 "Terms of the loss: the prior is low when the codes are in even use, the invariance when two views of "
-                 "an image get the same code with certainty."),
-        _picture(figures.spectrum(test.embeddings),
-                 "Singular values of the embeddings: a curve that falls steeply is dimensional collapse."),
-        _picture(figures.code_usage(test.clusters, config.num_codes),
-                 "Use of the codes: a few codes with most of the images are cluster collapse."),
-        _picture(figures.feature_products(test.embeddings),
-                 "(f/N) HᵀH: close to the identity when the coordinates are uncorrelated and of equal size."),
-        _picture(figures.sample_products(test.embeddings, labels, data.classes),
-                 "HHᵀ sorted by class: blocks on the diagonal are classes that the encoder found without labels; blocks "
-                 "of solid red would be intracluster collapse."),
-        _picture(figures.augmented_views(sample, first, second), "Training images and two random views of each.",
-                 "wide"),
+def pictures(found: list[Source], augmented: tuple[Tensor, Tensor, Tensor] | None = None) -> list[Picture]:
+    """Every picture, in the order of the page; the names are those of the PNG files and do not change."""
+    several = len(found) > 1
+    thresholds = [source.verdicts()["intracluster"].threshold for source in found]
+    drawn = []
+    if any(source.history for source in found):
+        drawn += [
+            Picture("loss", figures.losses(found), "Loss, the mean over each epoch." + _levels(found), several),
+            Picture("terms", figures.terms(found), "Terms of the loss, the mean over each epoch. For cplearn, the "
+                    "prior is low when the codes are in even use, the invariance when two views of an image get the "
+                    "same code with certainty.", several)]
+    drawn += [
+        Picture("singular_values", figures.spectra(found),
+                "Singular values of the unit-length embeddings: a curve that falls steeply is dimensional collapse."),
+        Picture("cluster_usage", figures.code_usage(found),
+                "Use of the clusters: a few with most of the images are cluster collapse."),
+        Picture("mixture_scatter",
+                figures.mixture_scatters(found, next((value for value in thresholds if value is not None), None)),
+                "Share of the variance of the embeddings that lies within the components of a Gaussian mixture: near "
+                "0, the embeddings are points (intracluster collapse)."),
+        Picture("hth", figures.feature_products(found),
+                "(f/N) HᵀH: close to the identity when the coordinates are uncorrelated and of equal size.", several),
+        Picture("hht_sorted_by_class", figures.sample_products(found),
+                f"HHᵀ of at most {figures.MOST_ROWS} test images, sorted by class: blocks on the diagonal are classes "
+                f"that the encoder found without labels; blocks of solid red would be intracluster collapse.", several),
+        Picture("map", planar.maps(found), planar.CAPTION, several),
     ]
+    if augmented is not None:
+        drawn.append(Picture("augmented_views", figures.augmented_views(*augmented),
+                             "Training images and two random views of each.", wide=True, photo=True))
+    return drawn
 
 
-def _picture(figure: Figure, caption: str, css_class: str = "") -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return (f'<figure class="{css_class}"><img alt="{html.escape(caption)}" src="data:image/png;base64,{data}">'
-            f"<figcaption>{html.escape(caption)}</figcaption></figure>")
+def _levels(found: list[Source]) -> str:
+    """What the lines of cplearn's loss mean, and where they do not hold."""
+    configs = [source.config for source in found if source.levels and source.config
+               and source.config.get("method") == "cplearn"]
+    if not configs:
+        return ""
+    priors = sorted({config["prior"] for config in configs if config.get("prior", "reverse_kl") != "reverse_kl"})
+    return (" For cplearn, log c is an encoder that gives every image the same code, log(c / min(n, c)) one that gives "
+            "each of the n images of a batch its own."
+            + "".join(f" The levels hold for the reverse_kl prior, not for {prior}." for prior in priors))
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
-    return f"<table><tr>{top}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+def save(drawn: Iterable[Picture], folder: Path) -> list[Path]:
+    """Write each picture to `folder`/NAME.png; the folder is made if missing. Returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for each in drawn:
+        files.append(folder / f"{each.name}.png")
+        files[-1].write_bytes(each.png())
+    return files
 
 
-def _number(value: float | int) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit status: 0, or 2 after one sentence about bad input."""
+    parser = argparse.ArgumentParser(prog="python -m train.report", description=DESCRIPTION, epilog=EXAMPLES,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="run directory, checkpoint, .npy or .npz file")
+    parser.add_argument("--output", type=Path, metavar="FILE.html",
+                        help=f"the report (default: {FILE} in the current directory; none if only --png is given)")
+    parser.add_argument("--png", type=Path, metavar="DIR", help="also write each picture to DIR/NAME.png")
+    parser.add_argument("--labels", type=Path, metavar="FILE.npy",
+                        help="int (N,): classes of the rows of the arrays that hold no labels themselves")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR",
+                        help="data set of the checkpoints (default: where their runs found it)")
+    parser.add_argument("--device", default="auto", help="where checkpoints are evaluated: cpu, cuda, auto (default)")
+    parser.add_argument("--num-threads", type=int, metavar="N", help="CPU threads (default: what PyTorch takes)")
+    options = parser.parse_args(arguments)
+    try:
+        _run(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    from threadpoolctl import threadpool_limits
+
+    output = options.output or (None if options.png else Path(FILE))
+    if output is not None and output.suffix not in (".html", ".htm"):
+        raise InputError(f"--output was {output}, expected a name that ends in .html.")
+    if options.num_threads is not None:
+        if options.num_threads < 1:
+            raise InputError(f"--num-threads was {options.num_threads}, expected a whole number of at least 1.")
+        torch.set_num_threads(options.num_threads)
+    # scikit-learn's thread pools are not PyTorch's.
+    with threadpool_limits(options.num_threads):
+        print("reading and measuring ...", flush=True)
+        found = sources.read(options.runs, options.labels, options.data_dir, options.device)
+        drawn = pictures(found)
+        title = found[0].name if len(found) == 1 else "Comparison of " + ", ".join(source.name for source in found)
+        try:
+            files = [] if options.png is None else save(drawn, options.png)
+            if output is not None:
+                output.parent.mkdir(parents=True, exist_ok=True)
+                text = document(title, found, drawn)
+                checkpoint.write_atomically(output, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+                files.append(output)
+        except OSError as error:
+            raise InputError(f"{error.filename} could not be written ({error.strerror}), expected a place that "
+                             f"can.") from None
+    for source in found:
+        print(f"{source.name}: " + ", ".join(f"{kind} {tables.LOOKS[verdict.collapsed][1]}"
+                                             for kind, verdict in source.verdicts().items()))
+    print("\n".join(map(str, files)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

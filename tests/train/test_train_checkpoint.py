@@ -5,15 +5,14 @@ import pickle
 import pytest
 import torch
 
-from train import checkpoint, methods
-from train.backbones import ResNet8
+from train import backbones, checkpoint, methods
 from train.checkpoint import Progress
 from train.errors import InputError
 
 
 def make(config, seed=0):
     torch.manual_seed(seed)
-    method = methods.build(config, ResNet8(config.widths, config.stem_stride))
+    method = methods.build(config, backbones.build(config))
     return method, torch.optim.Adam(method.parameters(), lr=config.lr)
 
 

@@ -63,3 +63,96 @@ def test_intracluster_collapse(spread):
     # Two classes at ±e_1 and, within each, ±e_2 of equal size: exactly half of the variance lies within.
     h = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
     assert collapse.within_class_scatter(h, torch.tensor([0, 0, 1, 1])) == pytest.approx(0.5)
+
+
+def clusters(centres, spread, n=600):
+    """n rows around the given centres (K, f), evenly, and the centre of each."""
+    labels = torch.arange(n) % len(centres)
+    return centres[labels] + spread * torch.randn(n, centres.shape[1], generator=torch.Generator().manual_seed(2)), labels
+
+
+def test_mixture_of_points_has_no_scatter_and_the_floor_as_entropy():
+    h, _ = clusters(torch.eye(10), 0.0)
+    for size in (10, 20):
+        scatter, entropy = collapse.mixture(h, size)
+        assert scatter < 1e-9 and entropy == pytest.approx(0.5 * math.log(collapse.VARIANCE_FLOOR), abs=1e-3)
+    # Too few components must share points: of ten at equal distances, two hold a pair or more.
+    assert collapse.mixture(h, 5)[0] > 0.4
+
+
+def test_mixture_of_a_cloud_explains_no_more_than_it_must(spread):
+    scatter, entropy = collapse.mixture(spread[:2000], 10)
+    assert 10 ** (-2 / F) < scatter < 1 and -0.1 < entropy < 0
+    # The same cloud around a far point is no cluster: neither the mean nor the size of the whole counts.
+    far = spread[:2000] * 0.001 + torch.ones(F)
+    assert collapse.mixture(far, 10)[0] > 10 ** (-2 / F) and abs(collapse.mixture(far, 10)[1]) < 0.1
+
+
+@pytest.mark.parametrize("width", [0.02, 0.1, 0.2])
+def test_mixture_recovers_clusters_of_a_known_extent(width):
+    h, labels = clusters(torch.eye(10, 12), width)
+    scatter, entropy = collapse.mixture(h, 10)
+    true = collapse.within_class_scatter(h, labels)
+    assert scatter == pytest.approx(true, rel=0.05)
+    unit = torch.nn.functional.normalize(h, dim=1)
+    within = torch.stack([unit[labels == k].var(0, unbiased=False) for k in range(10)])
+    assert entropy == pytest.approx(float(0.5 * (within / unit.var(0, unbiased=False)).log().mean()), abs=0.05)
+    # Ten clusters read as five, or grouped by something else, are another answer.
+    assert collapse.mixture(h, 5)[0] > 1.3 * true and collapse.within_class_scatter(h, torch.arange(600) // 60) > 0.9
+
+
+def test_mixture_measures_leave_out_components_without_rows_to_fill_them(spread):
+    assert collapse.mixture_measures(spread[:49]) == {}
+    assert set(collapse.mixture_measures(spread[:60])) == {"mixture_scatter_10", "mixture_entropy_10"}
+    assert len(collapse.mixture_measures(spread[:250])) == 6
+
+
+def test_mixture_measures_take_rows_from_everywhere_and_leave_the_generator_alone(monkeypatch):
+    monkeypatch.setattr(collapse, "MIXTURE_ROWS", 200)
+    monkeypatch.setattr(collapse, "MIXTURE_SIZES", (2,))
+    # Sorted by cluster, as data sets are: the first 200 rows hold only two of the ten clusters.
+    h = torch.eye(10)[torch.arange(1000) // 100] + 0.1 * torch.randn(1000, 10, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(5)
+    found = collapse.mixture_measures(h)
+    drawn = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(1)) and found == collapse.mixture_measures(h)
+    assert collapse.mixture(h[:200], 2)[0] < 0.3 and found["mixture_scatter_2"] > 0.7
+
+
+def test_degenerate_embeddings_have_finite_measures(spread):
+    equal = spread[:1].expand(100, -1)
+    assert collapse.mixture(equal, 10) == (0.0, 0.0) and collapse.mixture(torch.zeros(20, 3), 4) == (0.0, 0.0)
+    assert collapse.embedding_std(equal) < 1e-6 and collapse.effective_rank(equal) == pytest.approx(1)
+    signs = torch.tensor([[1.0], [-2.0]]).repeat(50, 1)
+    assert collapse.embedding_std(signs) == pytest.approx(1) and collapse.mixture(signs, 10)[0] < 1e-9
+    assert collapse.effective_rank(signs) == pytest.approx(1)
+    one = spread[:1]
+    assert collapse.embedding_std(one) == 0 and collapse.effective_rank(one) == pytest.approx(1)
+    assert collapse.mixture(one, 1) == (0.0, 0.0)
+
+
+MEASURES = [collapse.embedding_std, collapse.effective_rank, collapse.singular_values, collapse.mixture_measures,
+            lambda h: collapse.mixture(h, 1), lambda h: collapse.within_class_scatter(h, torch.zeros(len(h)))]
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_what_is_no_finite_matrix_is_refused(measure, spread):
+    for bad in (math.nan, math.inf):
+        h = spread[:60].clone()
+        h[[3, 7], 2] = bad
+        with pytest.raises(ValueError, match="2 rows of 60 with numbers that are not finite"):
+            measure(h)
+    for shape in ((0, 4), (4, 0), (5,)):
+        with pytest.raises(ValueError, match=r"expected \(N, f\)"):
+            measure(torch.zeros(shape))
+    measure(spread[:60])
+
+
+def test_wrong_counts_are_refused(spread):
+    for components in (0, 61):
+        with pytest.raises(ValueError, match="expected 1 to the number of rows, 60"):
+            collapse.mixture(spread[:60], components)
+    for counts in (torch.tensor([]), torch.zeros(3), torch.tensor([3, -1])):
+        with pytest.raises(ValueError, match="expected numbers of at least 0"):
+            collapse.perplexity(counts)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from train.config import PRESETS, differing_fields
+from train.config import PRESETS, Config, differing_fields
 from train.errors import InputError
 
 
@@ -37,6 +37,13 @@ def test_to_dict_is_plain_json(tiny_config):
     ({"warmup_epochs": 2}, ["--warmup-epochs", "2", "less than the 2 epochs"]),
     ({"dataset": "cifar10"}, ["--data-dir", "None", "folder that holds CIFAR-10"]),
     ({"device": "abacus"}, ["--device", "abacus", "cpu"]),
+    ({"dictionary": "dense"}, ["--dictionary-file", "None", "--dictionary dense"]),
+    ({"dictionary_file": "w.npy"}, ["--dictionary-file", "w.npy", "none with another"]),
+    ({"num_prototypes": 0}, ["--num-prototypes", "0", "at least 1"]),
+    ({"queue_length": -1}, ["--queue-length", "-1", "at least 0"]),
+    ({"sinkhorn_epsilon": 0.0}, ["--sinkhorn-epsilon", "0.0", "above 0"]),
+    ({"momentum": 1.0}, ["--momentum", "1.0", "below 1"]),
+    ({"widths": ()}, ["--widths", "numbers of at least 1"]),
     ({"resume": True, "overwrite": True}, ["--resume", "--overwrite"]),
 ])
 def test_bad_values_are_named(tiny_config, changes, words):
@@ -45,6 +52,22 @@ def test_bad_values_are_named(tiny_config, changes, words):
     message = str(caught.value)
     assert all(word in message for word in words), message
     assert "\n" not in message
+
+
+def test_from_dict_gives_the_same_back_and_refuses_other_fields(tiny_config, tmp_path):
+    config = tiny_config(dataset="cifar10", data_dir=tmp_path, widths=(8, 16, 32, 64), beta=0.1)
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    stored = config.to_dict()
+    del stored["beta"]
+    with pytest.raises(InputError, match="other fields .beta, new"):
+        Config.from_dict(stored | {"new": 1})
+
+
+def test_backbone_and_device_fill_widths_and_precision(tiny_config):
+    assert tiny_config(widths=None).widths == (32, 64, 128)
+    assert tiny_config(widths=None, backbone="resnet18").widths == (64, 128, 256, 512)
+    assert tiny_config(device="cpu").precision == "float32"
+    assert tiny_config(device="cpu", precision="bfloat16").precision == "bfloat16"
 
 
 def test_differing_fields_names_both_values_and_ignores_places(tiny_config, tmp_path):

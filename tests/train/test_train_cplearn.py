@@ -3,17 +3,17 @@
 import math
 
 import cplearn_kernels as cpk
+import numpy as np
 import pytest
 import torch
 
-from train import methods
-from train.backbones import ResNet8
+from train import backbones, methods
 from train.errors import InputError
 
 
 def build(config):
     torch.manual_seed(0)
-    return methods.build(config, ResNet8(config.widths, config.stem_stride))
+    return methods.build(config, backbones.build(config))
 
 
 def views(f=16, n=32):
@@ -61,6 +61,24 @@ def test_assign_finds_the_code(tiny_config):
     method = build(tiny_config())
     clusters = method.assign(method.criterion.dictionary.to_dense().T[[5, 63, 0]] / 4)
     assert clusters.tolist() == [5, 63, 0] and clusters.dtype == torch.int64
+
+
+def test_a_dense_dictionary_comes_from_its_file(tiny_config, tmp_path):
+    codes = torch.randn(16, 64, generator=torch.Generator().manual_seed(0)).sign()
+    np.save(tmp_path / "w.npy", codes.numpy().astype(np.int8))
+    dense = {"dictionary": "dense", "dictionary_file": tmp_path / "w.npy"}
+    method = build(tiny_config(**dense))
+    assert method.assign(codes.T[[5, 63, 0]].contiguous() / 4).tolist() == [5, 63, 0]
+    expected = cpk.reference.cplearn_loss(*(h.double() for h in views()), cpk.DenseDictionary(codes.double()),
+                                          temperature=method.criterion.temperature, beta=0.75)
+    assert method.loss(*views())[0].item() == pytest.approx(expected.item(), rel=1e-5)
+    with pytest.raises(InputError, match=r"int8 of shape \(16, 64\), expected numbers of shape \(16, 128\)"):
+        build(tiny_config(num_codes=128, **dense))
+    (tmp_path / "w.npy").write_bytes(b"no array")
+    with pytest.raises(InputError, match="expected an .npy file with the codes"):
+        build(tiny_config(**dense))
+    with pytest.raises(InputError, match="none.npy, expected an .npy file"):
+        build(tiny_config(**dense | {"dictionary_file": tmp_path / "none.npy"}))
 
 
 @pytest.mark.parametrize("changes, words", [({"eps": 0.5}, "0.5"), ({"backend": "abacus"}, "abacus")])

@@ -5,17 +5,17 @@ import json
 import pytest
 import torch
 
-from train import checkpoint, loop, methods
-from train.backbones import ResNet8
+from train import backbones, checkpoint, loop, methods, optimisers
 from train.checkpoint import Progress
 from train.data import load
 from train.errors import Diverged
+from train.seeds import derive_seed
 
 
 def make(config):
     torch.manual_seed(0)
-    method = methods.build(config, ResNet8(config.widths, config.stem_stride))
-    return method, torch.optim.Adam(method.parameters(), lr=config.lr)
+    method = methods.build(config, backbones.build(config))
+    return method, optimisers.build(config, method)
 
 
 def test_an_epoch_is_a_permutation_without_its_remainder(tiny_config):
@@ -33,7 +33,7 @@ def test_the_order_does_not_depend_on_where_one_starts(tiny_config, first_step):
 
 
 def test_seeds_differ_by_purpose_index_and_seed():
-    seeds = [loop.derive_seed(s, p, i) for s in (0, 1) for p in ("order", "step") for i in range(50)]
+    seeds = [derive_seed(s, p, i) for s in (0, 1) for p in ("order", "step") for i in range(50)]
     assert len(set(seeds)) == 200 and min(seeds) >= 0 and max(seeds) < 2 ** 63
 
 
@@ -49,7 +49,7 @@ def test_cutting_the_graph_leaves_the_gradient_as_it_is(tiny_config):
     config = tiny_config()
     first, second = torch.rand(2, 32, 3, 32, 32)
     cut, optimiser = make(config)
-    metrics = loop.train_step(cut, optimiser, first, second, loop.Stopwatch({}, "cpu"))
+    metrics = loop.train_step(loop.encoder(config, cut), cut, optimiser, first, second, loop.Stopwatch({}, "cpu"))
     plain, _ = make(config)
     loss, _ = plain.loss(plain.head(plain.backbone(first)), plain.head(plain.backbone(second)))
     loss.backward()
@@ -94,3 +94,51 @@ def test_training_lowers_the_loss(tiny_config):
     loop.train(config, load(config), *make(config), progress)
     assert progress.step == 40 and len(progress.history) == 8
     assert progress.history[-1]["loss"] < progress.history[0]["loss"] - 0.3
+
+
+def test_bfloat16_changes_the_encoder_a_little_and_the_loss_gets_float32(tiny_config):
+    first, second = torch.rand(2, 32, 3, 32, 32)
+    losses, embeddings = {}, {}
+    for precision in ("float32", "bfloat16"):
+        config = tiny_config(precision=precision)
+        method, optimiser = make(config)
+        encode = loop.encoder(config, method)
+        embeddings[precision] = encode(first).detach()
+        assert embeddings[precision].dtype == torch.float32
+        losses[precision] = loop.train_step(encode, method, optimiser, first, second, loop.Stopwatch({}, "cpu"))["loss"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+    difference = (embeddings["bfloat16"] - embeddings["float32"]).abs().max()
+    assert 1e-5 < difference < 0.2, "the same to the last digits: autocast did nothing"
+
+
+def test_a_compiled_encoder_gives_the_same_embeddings(tiny_config):
+    images = torch.rand(8, 3, 32, 32)
+    method, _ = make(tiny_config())
+    method.eval()
+    plain = loop.encoder(tiny_config(), method)(images)
+    compiled = loop.encoder(tiny_config(compile=True), method)
+    assert hasattr(compiled, "_torchdynamo_orig_callable"), "not compiled at all"
+    assert torch.allclose(compiled(images), plain, atol=1e-5)
+
+
+def test_a_checkpoint_is_also_saved_between_epochs(tiny_config, monkeypatch):
+    config = tiny_config(checkpoint_minutes=1e-9)
+    config.output_dir.mkdir()
+    steps, plain = [], checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda path, c, progress, *rest: (steps.append(progress.step),
+                                                                             plain(path, c, progress, *rest)))
+    loop.train(config, load(config), *make(config), Progress())
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_tensorboard_events_hold_the_metrics(tiny_config):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = tiny_config(tensorboard=True)
+    config.output_dir.mkdir()
+    progress = Progress()
+    loop.train(config, load(config), *make(config), progress)
+    events = EventAccumulator(str(config.output_dir / "tensorboard")).Reload()
+    for name in ("loss", "prior", "invariance", "lr"):
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        assert found == [(row["step"], pytest.approx(row[name], rel=1e-6)) for row in progress.history], name

@@ -5,13 +5,33 @@ from __future__ import annotations
 import math
 
 import cplearn_kernels as cpk
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from train.config import Config
 from train.errors import InputError
 
-DICTIONARIES = {"hadamard": cpk.HadamardDictionary, "rademacher": cpk.RademacherDictionary}
+SEEDED = {"hadamard": cpk.HadamardDictionary, "rademacher": cpk.RademacherDictionary}
+
+
+def build_dictionary(config: Config) -> cpk.HadamardDictionary | cpk.RademacherDictionary | cpk.DenseDictionary:
+    """The dictionary of f = `num_features` by c = `num_codes` that the configuration names.
+
+    Raises InputError if the file of a dense dictionary is missing, no array or of another shape.
+    """
+    if config.dictionary != "dense":
+        return SEEDED[config.dictionary](config.num_features, config.num_codes, seed=config.seed)
+    path, expected = config.dictionary_file, (config.num_features, config.num_codes)
+    try:
+        weight = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"--dictionary-file was {path}, expected an .npy file with the codes ({error}).") from None
+    if not isinstance(weight, np.ndarray) or weight.shape != expected or weight.dtype.kind not in "fiu":
+        found = f"{weight.dtype} of shape {weight.shape}" if isinstance(weight, np.ndarray) else "an archive"
+        raise InputError(f"--dictionary-file {path} was {found}, expected numbers of shape {expected}, that is "
+                         f"(--num-features, --num-codes).")
+    return cpk.DenseDictionary(torch.from_numpy(weight.astype(np.float32)))
 
 
 class CPLearn(nn.Module):
@@ -22,10 +42,10 @@ class CPLearn(nn.Module):
 
     def __init__(self, config: Config, backbone: nn.Module) -> None:
         super().__init__()
-        self.batch_size = config.batch_size
+        self.batch_size, self.num_clusters = config.batch_size, config.num_codes
         self.backbone = backbone
         try:
-            dictionary = DICTIONARIES[config.dictionary](config.num_features, config.num_codes, seed=config.seed)
+            dictionary = build_dictionary(config)
             self.head = cpk.CPLearnHead(backbone.out_features, config.num_features, embedding=config.embedding)
             self.criterion = cpk.CPLearnLoss(
                 dictionary, beta=config.beta, prior=config.prior, embedding=config.embedding,

@@ -1,0 +1,58 @@
+"""The output directory of a run: made, checked for room, and held by one process at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from pathlib import Path
+from typing import IO
+
+from torch import nn
+
+from train import checkpoint
+from train.config import Config
+from train.errors import InputError
+
+LOCK_FILE = ".lock"
+SPARE_BYTES = 32 << 20
+"""Room for metrics, embeddings and report beside the checkpoints."""
+
+
+def claim(config: Config) -> IO[bytes]:
+    """Make the output directory and hold it until the returned file is closed or the process ends.
+
+    Raises InputError if it cannot be written, is in use by another process, or holds a run that was not mentioned.
+    """
+    folder = config.output_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_atomically(folder / "write-test", lambda temporary: temporary.write_bytes(b"\0"))
+        (folder / "write-test").unlink()
+        lock = (folder / LOCK_FILE).open("wb")
+    except OSError as error:
+        raise InputError(f"--output-dir was {folder}, expected a folder that can be written "
+                         f"({error.strerror}).") from None
+    try:
+        # The system drops this lock with the process, however that ends; the file itself may stay.
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise InputError(f"--output-dir {folder} is in use by another run, expected another folder, or to wait until "
+                         f"that run has ended.") from None
+    if (folder / checkpoint.FILE).exists() and not (config.resume or config.overwrite):
+        lock.close()
+        raise InputError(f"--output-dir {folder} already holds a run, expected --resume to go on with it, --overwrite "
+                         f"to start again, or another folder.")
+    return lock
+
+
+def check_room(config: Config, method: nn.Module) -> None:
+    """InputError unless the disk has room for what a run writes.
+
+    A checkpoint is the weights and at most two numbers for each (Adam's); the next one is written beside the last.
+    """
+    state = sum(t.numel() * t.element_size() for t in method.state_dict().values())
+    needed, free = 2 * 3 * state + SPARE_BYTES, shutil.disk_usage(config.output_dir).free
+    if free < needed:
+        raise InputError(f"--output-dir {config.output_dir} has {free / 1e6:.0f} MB of free disk, expected at least the "
+                         f"{needed / 1e6:.0f} MB that checkpoints and report of this run may take.")

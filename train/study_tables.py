@@ -1,0 +1,100 @@
+"""`python -m train.study_tables FILE.json ...`: the tables of studies in Markdown, means with intervals over the seeds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+MEASURES = {
+    "linear_probe": "linear probe", "knn": "k-NN", "nmi": "NMI", "ami": "AMI", "kmeans_nmi": "k-means NMI",
+    "view_agreement": "view agreement", "codes_used": "clusters used", "perplexity": "perplexity",
+    "effective_rank": "effective rank", "embedding_std": "std × √f", "mixture_scatter_10": "scatter, K = 10",
+    "mixture_entropy_10": "entropy, K = 10",
+}
+"""Keys of a summary in the order of the tables' columns, and what the columns are called."""
+COLLAPSES = ("representation", "cluster", "dimensional", "intracluster")
+
+
+def values(arm: dict[str, Any], measure: str) -> np.ndarray:
+    """One number for each run of an arm, float64 (runs,); the standard deviation in units of 1/√f."""
+    scale = math.sqrt(arm["runs"][0]["num_features"]) if measure == "embedding_std" else 1.0
+    return np.array([run[measure] * scale for run in arm["runs"]], dtype=np.float64)
+
+
+def half_interval(sample: np.ndarray) -> float:
+    """Half of the 95 % confidence interval of the mean (Student's t); NaN for fewer than two numbers."""
+    if len(sample) < 2:
+        return math.nan
+    return float(stats.t.ppf(0.975, len(sample) - 1) * sample.std(ddof=1) / math.sqrt(len(sample)))
+
+
+def cell(sample: np.ndarray, signed: bool = False) -> str:
+    """`mean ± half interval`, with as many digits as the interval deserves."""
+    mean, half = float(sample.mean()), half_interval(sample)
+    digits = 0 if abs(mean) >= 100 else 1 if abs(mean) >= 10 else 3
+    sign = "+" if signed else ""
+    # A dash where one seed allows no interval: the reader must not take it for an exact number.
+    return f"{mean:{sign}.{digits}f} ± {'–' if math.isnan(half) else f'{half:.{digits}f}'}"
+
+
+def means_table(study: dict[str, Any]) -> str:
+    """A row for each arm with every measure, and the collapses that the verdicts found."""
+    lines = ["| | " + " | ".join(MEASURES.values()) + " | collapses found |", "|" + "---|" * (len(MEASURES) + 2)]
+    for arm in study["arms"]:
+        cells = [cell(values(arm, measure)) for measure in MEASURES]
+        lines.append(f"| {arm['label']} | " + " | ".join(cells) + f" | {collapses_found(arm)} |")
+    return "\n".join(lines)
+
+
+def collapses_found(arm: dict[str, Any]) -> str:
+    """`dimensional, 3 of 3` for each collapse that a verdict found in a run of the arm, or `none, 3 of 3`."""
+    runs = arm["runs"]
+    counts = {name: sum(bool(run["verdicts"][name]["collapsed"]) for run in runs) for name in COLLAPSES}
+    found = [f"{name}, {count} of {len(runs)}" for name, count in counts.items() if count]
+    return "; ".join(found) or f"none, {len(runs)} of {len(runs)}"
+
+
+def differences_table(study: dict[str, Any]) -> str:
+    """Every arm minus the baseline, seed by seed: what the two have in common cancels."""
+    baseline = next(arm for arm in study["arms"] if arm["label"] == study["baseline"])
+    by_seed = {run["seed"]: run for run in baseline["runs"]}
+    lines = [f"| minus {study['baseline']} | " + " | ".join(MEASURES.values()) + " |", "|" + "---|" * (len(MEASURES) + 1)]
+    for arm in study["arms"]:
+        if arm is baseline:
+            continue
+        same = {**baseline, "runs": [by_seed[run["seed"]] for run in arm["runs"]]}
+        cells = [cell(values(arm, measure) - values(same, measure), signed=True) for measure in MEASURES]
+        lines.append(f"| {arm['label']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def text(study: dict[str, Any]) -> str:
+    """Heading, what was run, and both tables."""
+    seeds = sorted({run["seed"] for arm in study["arms"] for run in arm["runs"]})
+    return (f"### {study['question']}\n\n{study['data']}, {study['steps']:,} steps, seeds {', '.join(map(str, seeds))}; "
+            f"mean ± half of the 95 % interval over the seeds.\n\n{means_table(study)}\n\n{differences_table(study)}\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; its exit status (0, or 2 for a file that is no study)."""
+    parser = argparse.ArgumentParser(prog="python -m train.study_tables", description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.json", help="written by python -m train.studies")
+    for path in parser.parse_args(arguments).files:
+        try:
+            print(text(json.loads(path.read_text())))
+        except (OSError, ValueError, KeyError, StopIteration) as error:
+            print(f"error: {path} could not be read ({type(error).__name__}: {error}), expected a file of "
+                  f"python -m train.studies.", file=sys.stderr)
+            return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
