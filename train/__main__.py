@@ -7,6 +7,7 @@ import time
 STARTED = time.perf_counter()  # before the imports below, which are seconds of every run
 
 import json  # noqa: E402
+import os  # noqa: E402
 import shlex  # noqa: E402
 import shutil  # noqa: E402
 import sys  # noqa: E402
@@ -40,6 +41,12 @@ def main(arguments: list[str] | None = None) -> int:
     except loop.Interrupted as stop:
         print(f"{stop} Go on with:\n  {again}", file=sys.stderr)
         return stop.exit_status
+    except BrokenPipeError:
+        # Whoever read the output is gone; Python would complain once more when it flushes.
+        sys.stdout = open(os.devnull, "w")
+        print(f"Stopped, because nothing reads the output any more. If a checkpoint was saved, go on with:\n  {again}",
+              file=sys.stderr)
+        return 141
     except KeyboardInterrupt:
         print(f"Stopped. If a checkpoint was saved, go on with:\n  {again}", file=sys.stderr)
         return 130
@@ -86,7 +93,8 @@ def start(config: Config, method: torch.nn.Module, optimiser: torch.optim.Optimi
             for name in (SUMMARY_FILE, evaluate.EMBEDDINGS_FILE, report.FILE, loop.DIVERGED_FILE):
                 (config.output_dir / name).unlink(missing_ok=True)
             shutil.rmtree(config.output_dir / events.FOLDER, ignore_errors=True)
-        (config.output_dir / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+        text = json.dumps(config.to_dict(), indent=2) + "\n"
+        checkpoint.write_atomically(config.output_dir / "config.json", lambda temporary: temporary.write_text(text))
         # A disk without room for a checkpoint is found out now and not an epoch later.
         checkpoint.save(path, config, progress, method, optimiser)
     except OSError as error:

@@ -45,7 +45,7 @@ def load(path: Path, labels: Path | None = None) -> Content:
         labels: .npy file with int `(N,)`, used unless `path` holds labels itself.
 
     Raises:
-        InputError: a file cannot be read, or an array has another shape, type or length, or numbers that are not finite.
+        InputError: a file cannot be read, or an array has another shape, type or length, or is not finite.
     """
     stored = _stored(path)
     if "embeddings" not in stored:

@@ -93,7 +93,7 @@ def code_usage(sources: list[Source]) -> Figure:
         if possible is not None:
             levels.setdefault(1 / min(possible, len(source.clusters)), []).append(source)
     for number, level in enumerate(sorted(levels)):
-        axes.axhline(level, color=GREY, ls=STYLES[1 + number % 3], label=f"perfectly even use: {level:.2g}")
+        axes.axhline(level, color=GREY, ls=STYLES[1 + number % 3], label=f"perfectly even use of {1 / level:,.0f}")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_ylim(min([1 / len(source.clusters) for source in drawn] + list(levels)) / 2, 1.4)

@@ -26,8 +26,6 @@ def claim(config: Config) -> IO[bytes]:
     folder = config.output_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_atomically(folder / "write-test", lambda temporary: temporary.write_bytes(b"\0"))
-        (folder / "write-test").unlink()
         lock = (folder / LOCK_FILE).open("wb")
     except OSError as error:
         raise InputError(f"--output-dir was {folder}, expected a folder that can be written "
@@ -39,6 +37,14 @@ def claim(config: Config) -> IO[bytes]:
         lock.close()
         raise InputError(f"--output-dir {folder} is in use by another run, expected another folder, or to wait until "
                          f"that run has ended.") from None
+    try:
+        # A folder may let an empty file be made and have no room for a byte in it.
+        checkpoint.write_atomically(folder / "write-test", lambda temporary: temporary.write_bytes(b"\0"))
+        (folder / "write-test").unlink()
+    except OSError as error:
+        lock.close()
+        raise InputError(f"--output-dir was {folder}, expected a folder that can be written "
+                         f"({error.strerror}).") from None
     if (folder / checkpoint.FILE).exists() and not (config.resume or config.overwrite):
         lock.close()
         raise InputError(f"--output-dir {folder} already holds a run, expected --resume to go on with it, --overwrite "

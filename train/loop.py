@@ -36,6 +36,10 @@ class Interrupted(Exception):
         self.exit_status = 128 + signum
 
 
+class NotFinite(Exception):
+    """A loss or a gradient is infinite or NaN; says which."""
+
+
 def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
     """Linear warm-up to `config.lr`, then half a cosine to zero after the last step; `step` counts from 0."""
     warmup, total = config.warmup_epochs * steps_per_epoch, config.epochs * steps_per_epoch
@@ -89,7 +93,8 @@ def train_step(encode: Callable[[Tensor], Tensor], method: nn.Module, optimiser:
     """One step of optimisation on two views `(n, 3, 32, 32)`; the loss and its terms.
 
     The graph is cut at the embeddings and joined again, which leaves every gradient as it is and lets the loss's
-    forward and gradient be timed apart from the encoder's. If the loss is not finite, it is returned and nothing is updated.
+    forward and gradient be timed apart from the encoder's. Raises NotFinite, before anything is updated, if the loss or
+    a gradient is.
     """
     h1, h2 = encode(first), encode(second)
     leaf1, leaf2 = (h.detach().requires_grad_() for h in (h1, h2))
@@ -97,12 +102,16 @@ def train_step(encode: Callable[[Tensor], Tensor], method: nn.Module, optimiser:
     loss, terms = method.loss(leaf1, leaf2)
     metrics = {"loss": loss.item(), **{name: term.item() for name, term in terms.items()}}
     if not math.isfinite(metrics["loss"]):
-        return metrics
+        raise NotFinite(f"The loss became {metrics['loss']}")
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     watch.mark("loss")
     torch.autograd.backward([h1, h2], [leaf1.grad, leaf2.grad])
+    norm = nn.utils.get_total_norm([p.grad for p in method.parameters() if p.grad is not None]).item()
     watch.mark("encoder backward")
+    # A step along it would put NaN into the weights, and the next checkpoint would keep them.
+    if not math.isfinite(norm):
+        raise NotFinite(f"The gradient's norm became {norm}")
     optimiser.step()
     watch.mark("optimiser")
     return metrics
@@ -142,13 +151,16 @@ def train(config: Config, data: Images, method: nn.Module, optimiser: torch.opti
                 group["lr"] = lr
             first, second = views(data.train_images[index.to(config.device)])
             watch.mark("views")
-            metrics = train_step(encode, method, optimiser, first, second, watch)
-            if not math.isfinite(metrics["loss"]):
-                save(DIVERGED_FILE)
-                raise Diverged(
-                    f"The loss became {metrics['loss']} at step {progress.step + 1} of {total}, expected a finite "
-                    f"number; the state is in {folder / DIVERGED_FILE} and the last one before it that was saved in "
-                    f"{folder / checkpoint.FILE} (try a lower --lr with --overwrite).")
+            try:
+                metrics = train_step(encode, method, optimiser, first, second, watch)
+            except NotFinite as what:
+                problem = f"{what} at step {progress.step + 1} of {total}, expected a finite number"
+                try:
+                    save(DIVERGED_FILE)
+                except InputError as error:
+                    raise Diverged(f"{problem}. {error}") from error
+                raise Diverged(f"{problem}; the state is in {folder / DIVERGED_FILE} and the last one before it that was "
+                               f"saved in {folder / checkpoint.FILE} (try a lower --lr with --overwrite).") from None
             progress.step += 1
             for name, value in metrics.items():
                 progress.sums[name] = progress.sums.get(name, 0.0) + value
@@ -169,7 +181,7 @@ def train(config: Config, data: Images, method: nn.Module, optimiser: torch.opti
             elif requests or time.monotonic() - saved > 60 * config.checkpoint_minutes:
                 save(checkpoint.FILE)
             watch.mark("checkpoint")
-            if requests and progress.step < total:
+            if requests:
                 raise Interrupted(requests[0], progress.step, total)
 
 

@@ -6,6 +6,7 @@ import base64
 import html
 import io
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Sequence
 
 import numpy as np
@@ -37,6 +38,7 @@ class Picture:
     wide: bool = False
     photo: bool = False
 
+    @cached_property
     def png(self) -> bytes:
         """The figure as a PNG file."""
         buffer = io.BytesIO()
@@ -64,7 +66,7 @@ def page(title: str, body: Sequence[str]) -> str:
 
 def picture(drawn: Picture) -> str:
     """A figure with its caption, the image inside the page."""
-    data, caption = base64.b64encode(drawn.png()).decode(), escape(drawn.caption)
+    data, caption = base64.b64encode(drawn.png).decode(), escape(drawn.caption)
     wide = ' class="wide"' if drawn.wide else ""
     return (f'<figure{wide}><img alt="{caption}" src="data:image/png;base64,{data}">'
             f"<figcaption>{caption}</figcaption></figure>")

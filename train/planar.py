@@ -15,9 +15,9 @@ from train.sources import Source
 MOST_ROWS = 2000
 """Rows that are mapped: t-SNE takes seconds for so many, minutes for 10,000."""
 PERPLEXITY = 30.0
-CAPTION = (f"Map of the unit-length embeddings by t-SNE (scikit-learn; at most {MOST_ROWS:,} test images, evenly taken, "
-           f"starting from the first two principal components, perplexity {PERPLEXITY:g}, seed 0): neighbours are "
-           f"neighbours, but sizes of groups and distances between them mean nothing.")
+CAPTION = (f"Map of the unit-length embeddings by t-SNE (scikit-learn; at most {MOST_ROWS:,} test images, evenly "
+           f"taken, starting from the first two principal components, perplexity {PERPLEXITY:g}, seed 0): neighbours "
+           f"are neighbours, but sizes of groups and distances between them mean nothing.")
 
 
 def maps(sources: list[Source]) -> Figure:

@@ -112,12 +112,11 @@ def _levels(found: list[Source]) -> str:
 
 
 def save(drawn: Iterable[Picture], folder: Path) -> list[Path]:
-    """Write each picture to `folder`/NAME.png; the folder is made if missing. Returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write each picture to `folder`/NAME.png, in an existing folder. Returns the files."""
     files = []
     for each in drawn:
         files.append(folder / f"{each.name}.png")
-        files[-1].write_bytes(each.png())
+        files[-1].write_bytes(each.png)
     return files
 
 
@@ -154,6 +153,13 @@ def _run(options: argparse.Namespace) -> None:
         if options.num_threads < 1:
             raise InputError(f"--num-threads was {options.num_threads}, expected a whole number of at least 1.")
         torch.set_num_threads(options.num_threads)
+    # Found out now and not after minutes of work.
+    if output is not None:
+        _make(output.parent, "--output", output)
+        if output.is_dir():
+            raise InputError(f"--output was {output}, which is a folder, expected the name of a file.")
+    if options.png is not None:
+        _make(options.png, "--png", options.png)
     # scikit-learn's thread pools are not PyTorch's.
     with threadpool_limits(options.num_threads):
         print("reading and measuring ...", flush=True)
@@ -163,7 +169,6 @@ def _run(options: argparse.Namespace) -> None:
         try:
             files = [] if options.png is None else save(drawn, options.png)
             if output is not None:
-                output.parent.mkdir(parents=True, exist_ok=True)
                 text = document(title, found, drawn)
                 checkpoint.write_atomically(output, lambda temporary: temporary.write_text(text, encoding="utf-8"))
                 files.append(output)
@@ -174,6 +179,13 @@ def _run(options: argparse.Namespace) -> None:
         print(f"{source.name}: " + ", ".join(f"{kind} {tables.LOOKS[verdict.collapsed][1]}"
                                              for kind, verdict in source.verdicts().items()))
     print("\n".join(map(str, files)))
+
+
+def _make(folder: Path, option: str, value: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{option} was {value}, expected a place that can be written ({error.strerror}).") from None
 
 
 if __name__ == "__main__":

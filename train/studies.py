@@ -44,7 +44,8 @@ class Run:
         words = [sys.executable, "-m", "train", "--output-dir", str(self.folder), "--seed", str(self.seed)]
         for name, value in self.options.items():
             if isinstance(value, bool):
-                words.append(f"--{'' if value else 'no-'}{name.replace('_', '-')}")
+                # Every switch of Config is off unless it is named.
+                words += [f"--{name.replace('_', '-')}"] if value else []
             else:
                 values = value if isinstance(value, tuple) else (value,)
                 words += [f"--{name.replace('_', '-')}", *map(str, values)]
@@ -119,8 +120,7 @@ class Pool:
         started = time.monotonic()
         with ThreadPoolExecutor(self.jobs) as pool, tqdm(total=len(unfinished), unit="run", disable=None) as bar:
             try:
-                futures = {pool.submit(self.train, run): run for run in unfinished.values()}
-                waiting = dict(futures)
+                waiting = {pool.submit(self.train, run): run for run in unfinished.values()}
                 while waiting:
                     for future in [f for f in waiting if f.done()]:
                         run = waiting.pop(future)
@@ -193,30 +193,31 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_studies(options: argparse.Namespace, command: str) -> int:
-    """Train what is missing of the studies that the options name, then write their JSON."""
+    """Train what is missing of the studies that the options name; each study's JSON is written when its runs are done."""
     common = {"dataset": "cifar10", "data_dir": options.data_dir.absolute(), **BUDGET[options.budget]}
     studies = plan(list(dict.fromkeys(options.names)), options.seeds, options.output_dir.absolute(), common)
-    runs = list({run.folder: run for study in studies.values() for run in study}.values())
     if not options.data_dir.is_dir():
         raise InputError(f"--data-dir was {options.data_dir}, expected an existing folder with CIFAR-10.")
     if options.dry_run:
-        print("\n".join(shlex.join(run.command()) for run in runs if run.summary() is None))
+        runs = {run.folder: run for study in studies.values() for run in study}
+        print("\n".join(shlex.join(run.command()) for run in runs.values() if run.summary() is None))
         return 0
     from bench import machine  # the checkout's: a package that is installed has neither bench nor train
 
-    described = machine.describe(options.threads)
+    described, failed = machine.describe(options.threads), False
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    failures = Pool(options.jobs, options.threads).train_all(runs)
+    pool = Pool(options.jobs, options.threads)
     for name, study in studies.items():
-        if missing := [run.folder.name for run in study if run.folder in failures]:
-            print(f"{name}: no JSON, because {', '.join(missing)} did not finish.", file=sys.stderr)
+        if failures := pool.train_all(study):
+            print(f"{name}: no JSON, because {len(failures)} of its runs did not finish.", file=sys.stderr)
+            failed = True
             continue
         path = options.results / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         content = collect(name, study, command, options.data_name, described)
         checkpoint.write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n"))
         print(f"{name}: {path}")
-    return 1 if failures else 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

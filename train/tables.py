@@ -162,7 +162,8 @@ def _ground(source: Source, verdict: Verdict) -> str:
         return (f"{label[0].upper()}{label[1:]}: {number(verdict.value)}; collapsed below {number(verdict.threshold)}, "
                 f"{verdict.why}.")
     measure, needs, _ = RULES[verdict.collapse]
-    reasons = [source.absent[name] for name in (measure, *needs) if name not in source.summary and name in source.absent]
+    reasons = [source.absent[name] for name in (measure, *needs)
+               if name not in source.summary and name in source.absent]
     return f"{verdict.why}{': ' if reasons else ''}{'; '.join(dict.fromkeys(reasons))}."
 
 

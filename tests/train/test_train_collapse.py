@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -99,6 +100,14 @@ def test_mixture_recovers_clusters_of_a_known_extent(width):
     assert entropy == pytest.approx(float(0.5 * (within / unit.var(0, unbiased=False)).log().mean()), abs=0.05)
     # Ten clusters read as five, or grouped by something else, are another answer.
     assert collapse.mixture(h, 5)[0] > 1.3 * true and collapse.within_class_scatter(h, torch.arange(600) // 60) > 0.9
+
+
+def test_mixture_is_not_misled_by_a_bad_start():
+    """Rows for which a single start of k-means puts two of the clusters together."""
+    labels = np.arange(600) % 10
+    rows = torch.from_numpy(np.eye(10)[labels] + 0.1 * np.random.default_rng(6).standard_normal((600, 10)))
+    true = collapse.within_class_scatter(rows, torch.from_numpy(labels))
+    assert collapse.mixture(rows, 10)[0] == pytest.approx(true, rel=0.05)
 
 
 def test_mixture_measures_leave_out_components_without_rows_to_fill_them(spread):

@@ -1,6 +1,7 @@
 """train/folder.py: one run at a time in a folder, and no run where its checkpoints have no room."""
 
 import shutil
+import threading
 from collections import namedtuple
 
 import pytest
@@ -36,3 +37,24 @@ def test_a_disk_without_room_is_refused(tiny_config, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, folder.SPARE_BYTES + 5 * weights))
     with pytest.raises(InputError, match="MB of free disk, expected at least the"):
         folder.check_room(config, method)
+
+
+def test_of_runs_that_start_together_all_but_one_are_told_that_the_folder_is_in_use(tiny_config):
+    found, barrier, config = [], threading.Barrier(4), tiny_config()
+
+    def claim():
+        barrier.wait()
+        try:
+            found.append(folder.claim(config))
+        except InputError as error:
+            found.append(str(error))
+
+    threads = [threading.Thread(target=claim) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    refused = [entry for entry in found if isinstance(entry, str)]
+    assert len(refused) == 3 and all("in use by another run" in entry for entry in refused), found
+    (winner,) = (entry for entry in found if not isinstance(entry, str))
+    winner.close()

@@ -43,7 +43,7 @@ def test_a_whole_run_leaves_every_file(tiny_options, tmp_path, capsys):
     assert main(tiny_options) == 0
     folder = tmp_path / "run"
     assert sorted(p.name for p in folder.iterdir()) == [
-        "checkpoint.pt", "config.json", "metrics.jsonl", "report.html", "summary.json"]
+        ".lock", "checkpoint.pt", "config.json", "embeddings.npz", "metrics.jsonl", "report.html", "summary.json"]
     summary = json.loads((folder / "summary.json").read_text())
     for name in ("linear_probe", "knn", "nmi", "codes_used", "effective_rank", "seconds", "images_per_second",
                  "loss_fraction_of_step", "perplexity", "embedding_std"):
@@ -89,9 +89,9 @@ def test_an_interrupted_run_goes_on_exactly(tiny_options, tmp_path, unbroken, no
 
 
 @pytest.mark.parametrize("stop_at, sent, status", [(1, signal.SIGINT, 130), (2, signal.SIGTERM, 143), (3, signal.SIGINT, 130),
-                                                   (5, signal.SIGTERM, 143)])
+                                                   (5, signal.SIGTERM, 143), (6, signal.SIGTERM, 143)])
 def test_any_step_is_a_good_place_to_stop(tiny_options, tmp_path, unbroken, monkeypatch, stop_at, sent, status):
-    """The signal comes during a given step: the first, inside an epoch, at its end, inside the last."""
+    """The signal comes during a given step: the first, inside an epoch, at its end, inside the last, at the very end."""
     plain, calls = loop.train_step, []
 
     def step(*args):
@@ -181,5 +181,5 @@ def test_help_explains_every_option(capsys):
     # Every option is followed by a sentence of its own: the docstrings of the fields.
     source = (ROOT / "train" / "config.py").read_text()
     assert source.count('    """') - 1 >= len(dataclasses.fields(Config))
-    for words in ("Number c of codes", "Peak learning rate", "Go on from the checkpoint", "Seed of the weights"):
+    for words in ("number c of codes", "Peak learning rate", "Go on from the checkpoint", "Seed of the weights"):
         assert words in re.sub(r"[\s│]+", " ", text)
