@@ -147,8 +147,8 @@ def _rows(h: Tensor) -> Tensor:
         raise ValueError(f"embeddings had the shape {tuple(h.shape)}, expected (N, f) with N and f at least 1")
     h = h.detach().double().cpu()
     if not bool(h.isfinite().all()):
-        raise ValueError(f"embeddings had {int((~h.isfinite()).any(1).sum())} rows of {len(h)} with numbers that are not "
-                         f"finite, expected none")
+        bad = int((~h.isfinite()).any(1).sum())
+        raise ValueError(f"embeddings had {bad} rows of {len(h)} with numbers that are not finite, expected none")
     return h
 
 

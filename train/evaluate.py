@@ -193,8 +193,9 @@ def restore(path: Path, data_dir: Path | None = None, device: str = "auto"
     config = dataclasses.replace(stored, data_dir=data_dir or stored.data_dir, device=device, download=False,
                                  resume=False, overwrite=False).resolved()
     if config.dataset != "digits" and not config.data_dir.is_dir():
-        raise InputError(f"--data-dir was {config.data_dir}{'' if data_dir else ', as in the run'}, expected an existing "
-                         f"folder with the images of {config.dataset}.")
+        source = "" if data_dir else ", as in the run"
+        raise InputError(f"--data-dir was {config.data_dir}{source}, expected an existing folder with the images of "
+                         f"{config.dataset}.")
     data = load(config).to(config.device)
     method = methods.build(config, backbones.build(config))
     try:
@@ -216,8 +217,7 @@ def table(summary: dict[str, Any]) -> str:
                   "coordinate)", "  components" + "".join(f"{size:>10}" for size in sizes)]
         lines += [f"  {kind:<10}" + "".join(f"{summary[f'mixture_{kind}_{size}']:>10.4f}" for size in sizes)
                   for kind in ("scatter", "entropy")]
-    lines += ["", f"  {'collapse':<15} {'verdict':<11} {'measure':<19} {'value':>8} {'below':>8}  where the threshold comes "
-              "from"]
+    lines += ["", f"  {'collapse':<15} {'verdict':<11} {'measure':<19} {'value':>8} {'below':>8}  threshold"]
     for name, v in summary["verdicts"].items():
         word = {True: "COLLAPSED", False: "no", None: "not judged"}[v["collapsed"]]
         numbers = ["-" if x is None else f"{x:.4g}" for x in (v["value"], v["threshold"])]
@@ -273,7 +273,8 @@ def run(path: Path, data_dir: Path | None, device: str, num_threads: int | None,
             checkpoint.write_atomically(
                 output, lambda temporary: temporary.write_text(json.dumps(summary, indent=2) + "\n"))
         except OSError as error:
-            raise InputError(f"--output was {output}, expected a file that can be written ({error.strerror}).") from None
+            raise InputError(f"--output was {output}, expected a file that can be written "
+                             f"({error.strerror}).") from None
     return summary
 
 

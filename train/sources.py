@@ -98,8 +98,10 @@ def read(runs: Sequence[str | Path], labels: Path | None = None, data_dir: Path 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
     """The last part of each path (two for a file called checkpoint.pt or embeddings.npz), more where those are alike.
 
-    The paths are absolute and differ.
+    The paths are absolute and differ; ValueError if two are the same.
     """
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"paths were {[str(path) for path in paths]}, expected no two the same")
     depth = [2 if path.name in (CHECKPOINT, EMBEDDINGS) else 1 for path in paths]
     while True:
         names = ["/".join(path.parts[-d:]) for path, d in zip(paths, depth)]

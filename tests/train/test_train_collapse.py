@@ -69,7 +69,8 @@ def test_intracluster_collapse(spread):
 def clusters(centres, spread, n=600):
     """n rows around the given centres (K, f), evenly, and the centre of each."""
     labels = torch.arange(n) % len(centres)
-    return centres[labels] + spread * torch.randn(n, centres.shape[1], generator=torch.Generator().manual_seed(2)), labels
+    noise = torch.randn(n, centres.shape[1], generator=torch.Generator().manual_seed(2))
+    return centres[labels] + spread * noise, labels
 
 
 def test_mixture_of_points_has_no_scatter_and_the_floor_as_entropy():
@@ -103,9 +104,9 @@ def test_mixture_recovers_clusters_of_a_known_extent(width):
 
 
 def test_mixture_is_not_misled_by_a_bad_start():
-    """Rows for which a single start of k-means puts two of the clusters together."""
+    """Rows for which one start of k-means puts two clusters together: a scatter of 0.19, not 0.09, and no verdict."""
     labels = np.arange(600) % 10
-    rows = torch.from_numpy(np.eye(10)[labels] + 0.1 * np.random.default_rng(6).standard_normal((600, 10)))
+    rows = torch.from_numpy(np.eye(10)[labels] + 0.1 * np.random.default_rng(12).standard_normal((600, 10)))
     true = collapse.within_class_scatter(rows, torch.from_numpy(labels))
     assert collapse.mixture(rows, 10)[0] == pytest.approx(true, rel=0.05)
 
@@ -120,7 +121,8 @@ def test_mixture_measures_take_rows_from_everywhere_and_leave_the_generator_alon
     monkeypatch.setattr(collapse, "MIXTURE_ROWS", 200)
     monkeypatch.setattr(collapse, "MIXTURE_SIZES", (2,))
     # Sorted by cluster, as data sets are: the first 200 rows hold only two of the ten clusters.
-    h = torch.eye(10)[torch.arange(1000) // 100] + 0.1 * torch.randn(1000, 10, generator=torch.Generator().manual_seed(0))
+    noise = 0.1 * torch.randn(1000, 10, generator=torch.Generator().manual_seed(0))
+    h = torch.eye(10)[torch.arange(1000) // 100] + noise
     torch.manual_seed(5)
     found = collapse.mixture_measures(h)
     drawn = torch.rand(1)

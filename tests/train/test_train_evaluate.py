@@ -134,7 +134,8 @@ def test_restore_gives_back_the_run(stored):
     path, config, method = stored
     found, data, restored, history = evaluate.restore(path, device="cpu")
     assert found == config and history[0]["loss"] == 2.5 and len(data.test_images) == 60
-    assert all(torch.equal(a, b) for a, b in zip(method.state_dict().values(), restored.state_dict().values(), strict=True))
+    pairs = zip(method.state_dict().values(), restored.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
     assert not torch.equal(next(restored.parameters()), torch.zeros_like(next(restored.parameters())))
 
 

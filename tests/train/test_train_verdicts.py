@@ -75,7 +75,7 @@ def test_each_shape_shows_its_collapses_and_no_others(name):
     assert collapsed(summary) == expected
 
 
-@pytest.mark.parametrize("missing", ["embedding_std", "perplexity", "effective_rank", "mixture_scatter_10", "num_clusters"])
+@pytest.mark.parametrize("missing", [*(measure for _, measure, _ in EDGES), "num_clusters"])
 @pytest.mark.parametrize("value", [None, math.nan, math.inf])
 def test_what_is_missing_or_not_finite_is_not_judged(missing, value):
     found = verdicts.judge(SOUND | {missing: value})

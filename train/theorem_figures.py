@@ -1,0 +1,158 @@
+"""`python -m train.theorem_figures FILE.json OUT.png`: results of train.theorem as one picture, and as Markdown tables."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import cplearn_kernels as cpk
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from train import theorem
+from train.errors import InputError
+
+COLOURS = {"hadamard": "#2166ac", "rademacher": "#d6604d"}
+MARKERS = {"hadamard": "o", "rademacher": "s"}
+GREY = "#777777"
+CODES_OF_BLOCKS = 16
+"""Few enough that every block of HHᵀ is seen."""
+
+
+def picture(results: dict) -> Figure:
+    """Four panels: deviation from the identity, one-hotness, loss, and HHᵀ of the smallest Hadamard point's settings.
+
+    HHᵀ is not stored: its point, of CODES_OF_BLOCKS codes, is optimised again, which takes less than a second.
+    """
+    figure = Figure(figsize=(10, 7.4), layout="constrained")
+    (deviations, one_hot), (gaps, blocks) = figure.subplots(2, 2)
+    by_kind = {kind: [point for point in results["points"] if point["dictionary"] == kind] for kind in COLOURS}
+    for kind, points in by_kind.items():
+        points.sort(key=lambda point: point["num_codes"])
+    _deviations(deviations, by_kind)
+    _one_hot(one_hot, by_kind)
+    _gaps(gaps, by_kind)
+    h, own = _blocks_point(theorem.Settings(**results["settings"]))
+    image = blocks.imshow((h @ h.T).numpy(), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+    blocks.set_title(f"$HH^T$ sorted by code: c = {CODES_OF_BLOCKS} (Hadamard), n = {len(h)}", fontsize=10)
+    blocks.set_xlabel("row")
+    blocks.set_ylabel("row")
+    blocks.spines[:].set_visible(False)
+    figure.colorbar(image, ax=blocks, shrink=0.85, label="cosine")
+    return figure
+
+
+def tables(results: dict) -> str:
+    """The results as two Markdown tables, of the lemma and of the theorem."""
+    points = sorted(results["points"], key=lambda point: (point["dictionary"], point["num_codes"]))
+    lemma = [
+        ["dictionary", "c", "n", "steps", "codes used", "rows per code", "mean max p", "least max p", "on a code, predicted",
+         "cos to own code", "cos to code − competitors", "prior − its floor", "loss − floor", "same, rows on codes"],
+    ]  # fmt: skip
+    frames = [
+        ["dictionary", "c", "n", "deviation of H", "of its codes", "of W", "√(f/min(n, c))", "mean abs. cos, same code",
+         "mean abs. cos, other code"],
+    ]  # fmt: skip
+    for p in points:
+        name = [p["dictionary"], f"{p['num_codes']:,}", f"{p['num_rows']:,}"]
+        lemma.append([*name, str(p["steps"]), f"{p['codes_used']:,}", _range(p), _share(p["max_p_mean"]),
+                      _share(p["max_p_min"]), _share(p["max_p_predicted"]), f"{p['cosine_own_code']:.3f}",
+                      f"{p['cosine_code_less_competitors']:.4f}", f"{p['prior'] - p['prior_floor']:.1e}",
+                      f"{p['loss_above_floor']:.1e}", f"{p['loss_above_floor_on_codes']:.1e}"])  # fmt: skip
+        frames.append([*name, *(f"{p[key]:.3f}" for key in ("deviation", "deviation_of_codes", "deviation_of_dictionary",
+                                                           "deviation_expected")),
+                       *("–" if p[key] is None else f"{p[key]:.4f}" for key in ("cosine_within", "cosine_between"))])  # fmt: skip
+    return "\n\n".join(_markdown(rows) for rows in (lemma, frames))
+
+
+def _deviations(axes, by_kind: dict) -> None:
+    _decorate(axes, r"deviation of $\frac{f}{n}H^TH$ from $I$")
+    for kind, points in by_kind.items():
+        _line(axes, kind, points, "deviation", label=f"H, {kind}")
+        _line(axes, kind, points, "deviation_of_dictionary", fmt=":", marker="", label=f"$WW^T/c$, {kind}")
+    expected = {point["num_codes"]: point["deviation_expected"] for points in by_kind.values() for point in points}
+    axes.plot(sorted(expected), [expected[c] for c in sorted(expected)], color=GREY, ls="--",
+              label=r"$\sqrt{f/\min(n, c)}$")  # fmt: skip
+    # The exact zeros of whole Hadamard blocks, up to rounding, have no place on the axis.
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=5e-3)
+    axes.legend(fontsize=8)
+
+
+def _one_hot(axes, by_kind: dict) -> None:
+    _decorate(axes, "mean over the rows")
+    for kind, points in by_kind.items():
+        _line(axes, kind, points, "max_p_mean", label=f"max p, {kind}")
+        _line(axes, kind, points, "cosine_own_code", fmt="--", fill="none", label=f"cosine to own code, {kind}")
+    predicted = {point["num_codes"]: point["max_p_predicted"] for points in by_kind.values() for point in points}
+    axes.plot(sorted(predicted), [predicted[c] for c in sorted(predicted)], color=GREY, ls=":",
+              label="max p on a code, predicted")  # fmt: skip
+    axes.legend(fontsize=8, loc="lower left")
+
+
+def _gaps(axes, by_kind: dict) -> None:
+    _decorate(axes, r"loss $-\ \log(c/\min(n, c))$ (nats)")
+    for kind, points in by_kind.items():
+        _line(axes, kind, points, "loss_above_floor", label=f"optimised, {kind}")
+        _line(axes, kind, points, "loss_above_floor_on_codes", fmt=":", marker="", label=f"rows put on codes, {kind}")
+    axes.set_yscale("log")
+    axes.legend(fontsize=8)
+
+
+def _line(axes, kind: str, points: list[dict], key: str, fmt="-", marker=None, fill=None, label=None) -> None:
+    axes.plot([point["num_codes"] for point in points], [point[key] for point in points], fmt, color=COLOURS[kind],
+              marker=MARKERS[kind] if marker is None else marker, ms=4, mfc=fill or COLOURS[kind], label=label)  # fmt: skip
+
+
+def _decorate(axes, y_label: str) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("codes c")
+    axes.set_ylabel(y_label)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _blocks_point(settings: theorem.Settings) -> tuple[Tensor, Tensor]:
+    h, _ = theorem.optimise(settings, "hadamard", CODES_OF_BLOCKS)
+    dictionary, _ = theorem.problem(settings, "hadamard", CODES_OF_BLOCKS)
+    own = cpk.assign(h, dictionary, backend="cpu")[1][:, 0]
+    order = own.argsort(stable=True)
+    return h[order], own[order]
+
+
+def _range(point: dict) -> str:
+    few, most = point["fewest_rows"], point["most_rows"]
+    return str(few) if few == most else f"{few}–{most}"
+
+
+def _share(value: float) -> str:
+    """0.9123, or 1 − 2e-07 where four digits would say 1."""
+    return f"{value:.4f}" if value < 0.999 else f"1 − {1 - value:.0e}"
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    head, *body = rows
+    rule = ["---"] + ["---:"] * (len(head) - 1)
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *body))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m train.theorem_figures", description=__doc__)
+    parser.add_argument("results", type=Path, help="JSON file that train.theorem wrote")
+    parser.add_argument("out", type=Path, help="PNG file to write")
+    options = parser.parse_args(arguments)
+    try:
+        results = theorem.load(options.results)
+        if not options.out.parent.is_dir():
+            raise InputError(f"OUT was {options.out}, expected a file in a folder that exists.")
+        picture(results).savefig(options.out, dpi=100)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+    print(options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
