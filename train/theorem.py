@@ -68,8 +68,8 @@ def optimise(settings: Settings, kind: str, num_codes: int, say=lambda text: Non
     steps = settings.steps or affordable_steps(num_rows, num_codes)
     generator = torch.Generator().manual_seed(settings.seed)
     rows = unit(torch.randn(num_rows, settings.num_features, generator=generator)).requires_grad_()
-    # Gradients fall by orders of magnitude as rows saturate, far below Adam's usual eps = 1e-8: that and a longer memory
-    # of their squares (0.99) would stop the rows short of the optimum.
+    # Gradients fall by orders of magnitude as rows saturate, far below Adam's usual eps = 1e-8: that, or a longer
+    # memory of their squares (0.99), would stop the rows short of the optimum.
     optimiser = torch.optim.Adam([rows], betas=(0.9, 0.9), eps=1e-20)
     start = last = time.monotonic()
     done, progress = 0, 0.0
@@ -153,8 +153,8 @@ def block_cosines(h: Tensor, own: Tensor) -> tuple[float | None, float | None]:
 def predicted_max_p(dictionary: cpk.Dictionary, temperature: float) -> float:
     """max p of a row that sits on a code, from the geometry of the dictionary alone.
 
-    With `L = sqrt(f)/temperature` the own logit, a code of independent signs adds `exp(L cos)` with mean cosh(L/f)^f, and
-    an orthogonal one (the rest of a Hadamard block, when f is a power of two) exactly 1.
+    With `L = sqrt(f)/temperature` the own logit, a code of independent signs adds `exp(L cos)`, of mean cosh(L/f)^f,
+    and an orthogonal one (the rest of a Hadamard block, when f is a power of two) exactly 1.
     """
     f, c = dictionary.num_features, dictionary.num_codes
     own = math.sqrt(f) / temperature
@@ -202,6 +202,7 @@ def run(settings: Settings, kinds: list[str], codes: list[int], output: Path, co
             point = {"dictionary": kind, "num_codes": num_codes, "num_rows": len(h), "temperature": temperature,
                      **effort, **measure(h, dictionary, temperature)}  # fmt: skip
             results["points"].append(point)
+            done.add((kind, num_codes))
             text = json.dumps(results, indent=1) + "\n"
             write_atomically(output, lambda path: path.write_text(text, encoding="utf-8"))
             say(f"{name}, {len(h)} rows: {effort['steps']} steps in {effort['seconds']} s, loss − floor "
@@ -215,7 +216,8 @@ def load(path: Path) -> dict:
         results = json.loads(path.read_text(encoding="utf-8"))
         results["settings"].items(), [point["num_codes"] for point in results["points"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} could not be read ({type(error).__name__}), expected results of train.theorem.") from None
+        raise InputError(f"{path} could not be read ({type(error).__name__}), expected results of "
+                         f"train.theorem.") from None  # fmt: skip
     return results
 
 
@@ -225,7 +227,7 @@ def unit(rows: Tensor) -> Tensor:
 
 
 def _competitors(h: Tensor, own: Tensor, codes: Tensor, dictionary, temperature: float) -> tuple[Tensor, Tensor]:
-    """Mass of all codes but the own relative to the own's, `(n,)`, and their mean as unit codes weighted by p, `(n, f)`.
+    """Mass of all codes but the own, in units of the own's, `(n,)`, and their mean, unit codes weighted by p, `(n, f)`.
 
     In float64 and without the own code's term: near the optimum 1 − p is far below what float32 can take from 1.
     """
@@ -247,21 +249,22 @@ def _competitors(h: Tensor, own: Tensor, codes: Tensor, dictionary, temperature:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m train.theorem", description=__doc__.split(":", 1)[1],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(prog="python -m train.theorem", description=__doc__.split(": ", 1)[1])
     add = parser.add_argument
     default = Settings()
     add("--output", type=Path, default=Path("embedding_theorem.json"),
-        help="results, written after every point; points it already holds are skipped")
-    add("--num-features", type=int, default=default.num_features, help="f")
-    add("--codes", type=int, nargs="+", default=[16, 64, 256, 1024, 4096, 65536, 1 << 20], help="values of c")
-    add("--dictionary", nargs="+", choices=DICTIONARIES, default=list(DICTIONARIES))
+        help="results, written after every point; points it already holds are skipped "
+        "(%(default)s)")
+    add("--num-features", type=int, default=default.num_features, help="f (%(default)s)")
+    add("--codes", type=int, nargs="+", default=[16, 64, 256, 1024, 4096, 65536, 1 << 20], help="values of c (16 to 2^20)")
+    add("--dictionary", nargs="+", choices=DICTIONARIES, default=list(DICTIONARIES), help="both")
     add("--num-rows", type=int, help="n of every point; without it 4 c as long as that is affordable, at least 256")
     add("--steps", type=int, help="of every point; without it 60 to 600, by the cost of one")
-    add("--seconds-per-point", type=float, default=default.seconds_per_point, help="cuts the schedule of slow points short")
+    add("--seconds-per-point", type=float, default=default.seconds_per_point,
+        help="cuts slow schedules short (%(default)s)")
     add("--eps", type=float, help="of the default temperature; without it min(1e-8, 1/(100 c))")
-    add("--seed", type=int, default=default.seed)
-    add("--num-threads", type=int, default=1)
+    add("--seed", type=int, default=default.seed, help="of codes and first rows (%(default)s)")
+    add("--num-threads", type=int, default=1, help="%(default)s")
     add("--table", type=Path, metavar="FILE", help="only print the results in FILE as Markdown tables")
     options = parser.parse_args(arguments)
     try:

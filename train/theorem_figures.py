@@ -1,4 +1,4 @@
-"""`python -m train.theorem_figures FILE.json OUT.png`: results of train.theorem as one picture, and as Markdown tables."""
+"""`python -m train.theorem_figures FILE.json OUT.png`: the results of train.theorem as a picture and as tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CODES_OF_BLOCKS = 16
 
 
 def picture(results: dict) -> Figure:
-    """Four panels: deviation from the identity, one-hotness, loss, and HHᵀ of the smallest Hadamard point's settings.
+    """Four panels: deviation from the identity, one-hotness, loss, and and HHᵀ.
 
     HHᵀ is not stored: its point, of CODES_OF_BLOCKS codes, is optimised again, which takes less than a second.
     """
@@ -47,12 +47,12 @@ def tables(results: dict) -> str:
     """The results as two Markdown tables, of the lemma and of the theorem."""
     points = sorted(results["points"], key=lambda point: (point["dictionary"], point["num_codes"]))
     lemma = [
-        ["dictionary", "c", "n", "steps", "codes used", "rows per code", "mean max p", "least max p", "on a code, predicted",
+        ["dictionary", "c", "n", "steps", "codes used", "rows per code", "max p, mean", "least", "predicted",
          "cos to own code", "cos to code − competitors", "prior − its floor", "loss − floor", "same, rows on codes"],
     ]  # fmt: skip
     frames = [
         ["dictionary", "c", "n", "deviation of H", "of its codes", "of W", "√(f/min(n, c))", "mean abs. cos, same code",
-         "mean abs. cos, other code"],
+         "other code"],
     ]  # fmt: skip
     for p in points:
         name = [p["dictionary"], f"{p['num_codes']:,}", f"{p['num_rows']:,}"]
@@ -60,9 +60,9 @@ def tables(results: dict) -> str:
                       _share(p["max_p_min"]), _share(p["max_p_predicted"]), f"{p['cosine_own_code']:.3f}",
                       f"{p['cosine_code_less_competitors']:.4f}", f"{p['prior'] - p['prior_floor']:.1e}",
                       f"{p['loss_above_floor']:.1e}", f"{p['loss_above_floor_on_codes']:.1e}"])  # fmt: skip
-        frames.append([*name, *(f"{p[key]:.3f}" for key in ("deviation", "deviation_of_codes", "deviation_of_dictionary",
-                                                           "deviation_expected")),
-                       *("–" if p[key] is None else f"{p[key]:.4f}" for key in ("cosine_within", "cosine_between"))])  # fmt: skip
+        deviations = ("deviation", "deviation_of_codes", "deviation_of_dictionary", "deviation_expected")
+        cosines = ("–" if p[key] is None else f"{p[key]:.4f}" for key in ("cosine_within", "cosine_between"))
+        frames.append([*name, *(f"{p[key]:.3f}" for key in deviations), *cosines])
     return "\n\n".join(_markdown(rows) for rows in (lemma, frames))
 
 
@@ -70,13 +70,15 @@ def _deviations(axes, by_kind: dict) -> None:
     _decorate(axes, r"deviation of $\frac{f}{n}H^TH$ from $I$")
     for kind, points in by_kind.items():
         _line(axes, kind, points, "deviation", label=f"H, {kind}")
-        _line(axes, kind, points, "deviation_of_dictionary", fmt=":", marker="", label=f"$WW^T/c$, {kind}")
+        # The exact zeros of whole Hadamard blocks, up to rounding, have no place on the axis.
+        seen = [point for point in points if point["deviation_of_dictionary"] > 1e-3]
+        zeros = [point["num_codes"] for point in points if point not in seen]
+        label = f"$WW^T/c$, {kind}" + (f" (0 from c = {zeros[0]})" if zeros else "")
+        _line(axes, kind, seen, "deviation_of_dictionary", fmt=":", marker=".", label=label)
     expected = {point["num_codes"]: point["deviation_expected"] for points in by_kind.values() for point in points}
     axes.plot(sorted(expected), [expected[c] for c in sorted(expected)], color=GREY, ls="--",
               label=r"$\sqrt{f/\min(n, c)}$")  # fmt: skip
-    # The exact zeros of whole Hadamard blocks, up to rounding, have no place on the axis.
     axes.set_yscale("log")
-    axes.set_ylim(bottom=5e-3)
     axes.legend(fontsize=8)
 
 
@@ -102,7 +104,8 @@ def _gaps(axes, by_kind: dict) -> None:
 
 def _line(axes, kind: str, points: list[dict], key: str, fmt="-", marker=None, fill=None, label=None) -> None:
     axes.plot([point["num_codes"] for point in points], [point[key] for point in points], fmt, color=COLOURS[kind],
-              marker=MARKERS[kind] if marker is None else marker, ms=4, mfc=fill or COLOURS[kind], label=label)  # fmt: skip
+              marker=MARKERS[kind] if marker is None else marker, ms=4, mfc=fill or COLOURS[kind],
+              label=label)  # fmt: skip
 
 
 def _decorate(axes, y_label: str) -> None:

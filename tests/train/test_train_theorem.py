@@ -1,4 +1,4 @@
-"""train/theorem.py: measures with known answers, a point that reaches the floor, resuming, errors, table and picture."""
+"""train/theorem.py: measures with known answers, points that reach the floor, resuming, errors, table and picture."""
 
 import json
 import math
@@ -24,7 +24,8 @@ def quick_options(tmp_path):
 def test_rows_on_all_codes_are_the_optimum_of_the_theory():
     got = theorem.measure(CODES.repeat(2, 1), KNOWN, TEMPERATURE)
     assert got["codes_used"] == got["codes_with_even_use"] == 16 and got["fewest_rows"] == got["most_rows"] == 2
-    assert got["deviation"] == pytest.approx(0, abs=1e-6) and got["deviation_of_dictionary"] == pytest.approx(0, abs=1e-6)
+    assert got["deviation"] == pytest.approx(0, abs=1e-6)
+    assert got["deviation_of_dictionary"] == pytest.approx(0, abs=1e-6)
     assert got["deviation_expected"] == 1 and got["floor"] == got["prior_floor"] == 0
     assert got["cosine_within"] == pytest.approx(1, abs=1e-6) and got["cosine_between"] == pytest.approx(0, abs=1e-6)
     assert got["cosine_own_code"] == pytest.approx(1) and got["prior"] == pytest.approx(0, abs=1e-6)
@@ -61,26 +62,35 @@ def test_codes_in_several_pieces_give_the_same(monkeypatch):
 
 @pytest.mark.parametrize("kind", theorem.DICTIONARIES)
 def test_prediction_of_max_p_agrees_with_the_codes(kind):
-    dictionary = theorem.DICTIONARIES[kind](32, 8192, seed=3)
-    temperature = cpk.default_temperature(32, 8192, eps=1e-6)
+    dictionary = theorem.DICTIONARIES[kind](32, 4096, seed=3)
+    temperature = cpk.default_temperature(32, 4096, eps=1e-6)
     codes = theorem.unit(dictionary.to_dense().T)
     p = torch.softmax(codes.double() @ dictionary.to_dense(dtype=torch.float64) / temperature, dim=1)
-    # 1 - p, since forgetting the dictionary's geometry altogether would give p = 1 - 8191e-6.
+    # 1 - p, since forgetting the dictionary's geometry altogether would give p = 1 - 4095e-6.
     leak = (1 - p.diagonal()).mean().item()
     assert 1 - theorem.predicted_max_p(dictionary, temperature) == pytest.approx(leak, rel=0.05)
-    assert leak > 5 * 8191e-6
+    assert leak > 5 * 4095e-6
 
 
 @pytest.mark.parametrize("kind", theorem.DICTIONARIES)
 def test_a_small_point_reaches_the_floor(kind):
-    settings = theorem.Settings(num_features=16, num_rows=64, steps=400)
+    settings = theorem.Settings(num_features=16, num_rows=64, steps=300)
     h, effort = theorem.optimise(settings, kind, 16)
     got = theorem.measure(h, *theorem.problem(settings, kind, 16))
-    assert effort["steps"] == 400 and torch.allclose(h.norm(dim=1), torch.ones(64))
+    assert effort["steps"] == 300 and torch.allclose(h.norm(dim=1), torch.ones(64))
     assert got["fewest_rows"] == got["most_rows"] == 4
-    assert 0 <= got["loss_above_floor"] < got["loss_above_floor_on_codes"] + 1e-6 < 1e-3
+    # Some independent codes of 16 signs are close to each other: their rows keep 1e-3 of their mass apart.
+    assert 0 <= got["loss_above_floor"] < got["loss_above_floor_on_codes"] + 1e-6 < 2e-3
     assert got["max_p_min"] > 0.999 and got["cosine_code_less_competitors"] > 0.999
-    assert got["cosine_within"] > 0.9999 and got["cosine_between"] < 0.3
+    assert got["cosine_within"] > 0.999 and got["cosine_between"] < 0.3
+
+
+def test_without_annealing_the_use_of_codes_stays_uneven(monkeypatch):
+    monkeypatch.setattr(theorem, "FIRST_BETA", 1.0)
+    settings = theorem.Settings(num_features=16, num_rows=64, steps=300)
+    h, _ = theorem.optimise(settings, "hadamard", 16)
+    got = theorem.measure(h, *theorem.problem(settings, "hadamard", 16))
+    assert got["fewest_rows"] < 4 < got["most_rows"] and got["loss_above_floor"] > 5e-3
 
 
 def test_fewer_rows_than_codes_take_a_code_each():
@@ -129,7 +139,7 @@ def test_errors_are_one_sentence(quick_options, tmp_path, capsys):
         assert message.count("\n") == 1 and "Traceback" not in message
         return message
 
-    assert "eps" in said("--eps", "0.1") and "1 <= num_codes" in said("--codes", "0").replace("at least 1", "1 <= num_codes")
+    assert "eps" in said("--eps", "0.1") and "at least 1" in said("--codes", "0")
     assert "--seconds-per-point was 0.0" in said("--seconds-per-point", "0")
     assert "--steps was 0, expected at least 1" in said("--steps", "0")
     assert "a folder that exists" in said("--output", str(tmp_path / "missing" / "file.json"))
