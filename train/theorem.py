@@ -256,15 +256,16 @@ def main(arguments: list[str] | None = None) -> int:
         help="results, written after every point; points it already holds are skipped "
         "(%(default)s)")
     add("--num-features", type=int, default=default.num_features, help="f (%(default)s)")
-    add("--codes", type=int, nargs="+", default=[16, 64, 256, 1024, 4096, 65536, 1 << 20], help="values of c (16 to 2^20)")
-    add("--dictionary", nargs="+", choices=DICTIONARIES, default=list(DICTIONARIES), help="both")
+    add("--codes", type=int, nargs="+", default=[16, 64, 256, 1024, 4096, 65536, 1 << 20],
+        help="values of c (16 to 2^20)")
+    add("--dictionary", nargs="+", choices=DICTIONARIES, default=list(DICTIONARIES), help="(both)")
     add("--num-rows", type=int, help="n of every point; without it 4 c as long as that is affordable, at least 256")
     add("--steps", type=int, help="of every point; without it 60 to 600, by the cost of one")
     add("--seconds-per-point", type=float, default=default.seconds_per_point,
         help="cuts slow schedules short (%(default)s)")
     add("--eps", type=float, help="of the default temperature; without it min(1e-8, 1/(100 c))")
     add("--seed", type=int, default=default.seed, help="of codes and first rows (%(default)s)")
-    add("--num-threads", type=int, default=1, help="%(default)s")
+    add("--num-threads", type=int, default=1, help="(%(default)s)")
     add("--table", type=Path, metavar="FILE", help="only print the results in FILE as Markdown tables")
     options = parser.parse_args(arguments)
     try:

@@ -33,7 +33,9 @@ def picture(results: dict) -> Figure:
     _deviations(deviations, by_kind)
     _one_hot(one_hot, by_kind)
     _gaps(gaps, by_kind)
-    h, own = _blocks_point(theorem.Settings(**results["settings"]))
+    for axes in (deviations, one_hot, gaps):
+        _shade_fewer_rows(axes, results["points"])
+    h = _sorted_rows(theorem.Settings(**results["settings"]))
     image = blocks.imshow((h @ h.T).numpy(), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
     blocks.set_title(f"$HH^T$ sorted by code: c = {CODES_OF_BLOCKS} (Hadamard), n = {len(h)}", fontsize=10)
     blocks.set_xlabel("row")
@@ -79,7 +81,9 @@ def _deviations(axes, by_kind: dict) -> None:
     axes.plot(sorted(expected), [expected[c] for c in sorted(expected)], color=GREY, ls="--",
               label=r"$\sqrt{f/\min(n, c)}$")  # fmt: skip
     axes.set_yscale("log")
-    axes.legend(fontsize=8)
+    # Room for the legend below the lines.
+    axes.set_ylim(bottom=min(point["deviation"] for points in by_kind.values() for point in points) / 20)
+    axes.legend(fontsize=8, loc="lower left")
 
 
 def _one_hot(axes, by_kind: dict) -> None:
@@ -99,7 +103,7 @@ def _gaps(axes, by_kind: dict) -> None:
         _line(axes, kind, points, "loss_above_floor", label=f"optimised, {kind}")
         _line(axes, kind, points, "loss_above_floor_on_codes", fmt=":", marker="", label=f"rows put on codes, {kind}")
     axes.set_yscale("log")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left")
 
 
 def _line(axes, kind: str, points: list[dict], key: str, fmt="-", marker=None, fill=None, label=None) -> None:
@@ -115,12 +119,22 @@ def _decorate(axes, y_label: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _blocks_point(settings: theorem.Settings) -> tuple[Tensor, Tensor]:
+def _shade_fewer_rows(axes, points: list[dict]) -> None:
+    enough = [point["num_codes"] for point in points if point["num_rows"] >= point["num_codes"]]
+    fewer = [point["num_codes"] for point in points if point["num_rows"] < point["num_codes"]]
+    if enough and fewer:
+        edge = (max(enough) * min(fewer)) ** 0.5
+        axes.axvspan(edge, max(fewer) * 2, color=GREY, alpha=0.12, lw=0)
+        axes.set_xlim(min(enough) / 2, max(fewer) * 2)
+        axes.text((edge * max(fewer) * 2) ** 0.5, 0.2, "n < c", transform=axes.get_xaxis_transform(), ha="center",
+                  fontsize=9, color=GREY)  # fmt: skip
+
+
+def _sorted_rows(settings: theorem.Settings) -> Tensor:
     h, _ = theorem.optimise(settings, "hadamard", CODES_OF_BLOCKS)
     dictionary, _ = theorem.problem(settings, "hadamard", CODES_OF_BLOCKS)
     own = cpk.assign(h, dictionary, backend="cpu")[1][:, 0]
-    order = own.argsort(stable=True)
-    return h[order], own[order]
+    return h[own.argsort(stable=True)]
 
 
 def _range(point: dict) -> str:
@@ -149,7 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
         results = theorem.load(options.results)
         if not options.out.parent.is_dir():
             raise InputError(f"OUT was {options.out}, expected a file in a folder that exists.")
-        picture(results).savefig(options.out, dpi=100)
+        picture(results).savefig(options.out, dpi=95)
     except InputError as error:
         print(error, file=sys.stderr)
         return error.exit_status
