@@ -14,6 +14,7 @@ import sys  # noqa: E402
 
 import torch  # noqa: E402
 import tyro  # noqa: E402
+from threadpoolctl import threadpool_limits  # noqa: E402
 
 from train import (  # noqa: E402
     backbones, checkpoint, evaluate, events, folder, loop, methods, optimisers, report)
@@ -34,7 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
     kept = [argument for argument in arguments if argument not in ("--resume", "--overwrite")]
     again = shlex.join(["python", "-m", "train", *kept, "--resume"])
     try:
-        run(config.resolved())
+        config = config.resolved()
+        if "--num-threads" not in " ".join(kept):
+            # Another number of threads would be another configuration.
+            again += f" --num-threads {config.num_threads}"
+        run(config)
     except (InputError, Diverged) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
@@ -56,6 +61,13 @@ def main(arguments: list[str] | None = None) -> int:
 def run(config: Config) -> dict:
     """Train and evaluate as a resolved configuration says; the summary, which is also written to summary.json."""
     torch.set_num_threads(config.num_threads)
+    # scikit-learn's thread pools are not PyTorch's.
+    with threadpool_limits(config.num_threads):
+        return train_and_judge(config)
+
+
+def train_and_judge(config: Config) -> dict:
+    """`run`, with the threads that it has set."""
     # The same convolution algorithm every time, or a resumed run on a GPU would differ in the last digits.
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     with folder.claim(config):
@@ -65,9 +77,9 @@ def run(config: Config) -> dict:
         optimiser = optimisers.build(config, method)
         progress = start(config, method, optimiser)
         earlier = sum(progress.seconds.values())
-        print(f"{config.method} on {config.dataset}: {len(data.train_images)} training and {len(data.test_images)} test "
-              f"images, {sum(p.numel() for p in method.parameters()):,} weights, {method.num_clusters:,} clusters, "
-              f"{config.device}")
+        print(f"{config.method} on {config.dataset}: {len(data.train_images)} training and {len(data.test_images)} "
+              f"test images, {sum(p.numel() for p in method.parameters()):,} weights, {method.num_clusters:,} "
+              f"clusters, {config.device}")
         loop.train(config, data, method, optimiser, progress)
         print("evaluating ...", flush=True)
         summary, test = evaluate.judge(config, data, method)
@@ -76,8 +88,8 @@ def run(config: Config) -> dict:
         with loop.writing(config.output_dir, progress.step):
             finish(config, data, summary, test)
     print(evaluate.table(summary))
-    print(f"\n  {summary['images_per_second']:.0f} images/s in {summary['seconds_training']:.0f} s of training; share of a step: "
-          + ", ".join(f"{name.removesuffix('_fraction_of_step').replace('_', ' ')} {value:.1%}"
+    print(f"\n  {summary['images_per_second']:.0f} images/s in {summary['seconds_training']:.0f} s of training; "
+          "share of a step: " + ", ".join(f"{name.removesuffix('_fraction_of_step').replace('_', ' ')} {value:.1%}"
                       for name, value in summary.items() if name.endswith("_fraction_of_step")))
     print(f"report: {config.output_dir / report.FILE}")
     return summary
@@ -110,7 +122,7 @@ def finish(config: Config, data: Images, summary: dict, test: evaluate.Encoded) 
     checkpoint.write_atomically(path / SUMMARY_FILE,
                                 lambda temporary: temporary.write_text(json.dumps(summary, indent=2) + "\n"))
     # The run's random draws are over; this seed only keeps the pictured views the same from report to report.
-    torch.manual_seed(config.seed)
+    torch.manual_seed(derive_seed(config.seed, "pictured views"))
     sample = data.train_images[:10]
     report.write(path, (sample, *TwoViews(config)(sample)))
 

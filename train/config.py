@@ -19,12 +19,12 @@ from train.errors import InputError
 # read off the test images, one seed each: beta is tuned to them.
 # cifar10: augmentation and schedule of the paper; beta from the pilots in docs/studies.md.
 PRESETS: dict[str, dict[str, Any]] = {
-    "digits": dict(beta=0.75, epochs=20, batch_size=128, lr=5e-3, warmup_epochs=2, stem_stride=4, crop_scale=(0.8, 1.0),
-                   rotation=8.0, jitter=(0.2, 0.2, 0.0, 0.0), jitter_prob=0.8, grey_prob=0.0, flip_prob=0.0,
-                   solarise_prob=0.0),
-    "cifar10": dict(beta=0.25, epochs=200, batch_size=256, lr=2e-3, warmup_epochs=10, stem_stride=1,
-                    crop_scale=(0.08, 1.0), rotation=0.0, jitter=(0.4, 0.4, 0.2, 0.1), jitter_prob=0.8, grey_prob=0.2,
-                    flip_prob=0.5, solarise_prob=0.2),
+    "digits": dict(beta=0.75, freeze_prototypes=11, epochs=20, batch_size=128, lr=5e-3, warmup_epochs=2, stem_stride=4,
+                   crop_scale=(0.8, 1.0), rotation=8.0, jitter=(0.2, 0.2, 0.0, 0.0), jitter_prob=0.8, grey_prob=0.0,
+                   flip_prob=0.0, solarise_prob=0.0),
+    "cifar10": dict(beta=0.25, freeze_prototypes=100, epochs=200, batch_size=256, lr=2e-3, warmup_epochs=10,
+                    stem_stride=1, crop_scale=(0.08, 1.0), rotation=0.0, jitter=(0.4, 0.4, 0.2, 0.1), jitter_prob=0.8,
+                    grey_prob=0.2, flip_prob=0.5, solarise_prob=0.2),
 }
 
 # What belongs to a backbone: the channels of its stages.
@@ -75,7 +75,7 @@ class Config:
     prior: Literal["reverse_kl", "cross_entropy"] = "reverse_kl"
     """cplearn: form of the term that spreads assignments evenly over the codes."""
     eps: float | None = None
-    """cplearn: probability left to each wrong code at the optimum; sets the temperature (None: min(1e-8, 1/(100 c)))."""
+    """cplearn: probability left to a wrong code at the optimum; sets the temperature (None: min(1e-8, 1/(100 c)))."""
     backend: str | None = None
     """cplearn: implementation of the loss, e.g. reference, torch or cpu (None: the fastest that runs here)."""
 
@@ -91,8 +91,8 @@ class Config:
     """swav: temperature of the assignments."""
     queue_length: int = 0
     """swav: earlier embeddings of each view that join a batch's assignment; of use when a batch is smaller than K."""
-    freeze_prototypes: int = 100
-    """swav: steps at the start in which the prototypes stand still."""
+    freeze_prototypes: int | None = None
+    """swav: steps at the start in which the prototypes stand still (preset: digits 11, an epoch; cifar10 100)."""
 
     backbone: Literal["resnet8", "resnet18"] = "resnet8"
     """Encoder: ResNet-8 (three stages of one block) or the CIFAR ResNet-18 (four of two)."""
@@ -182,6 +182,8 @@ class Config:
             _require(value is None or value >= 1, name, value, "a whole number of at least 1")
         for name in ("queue_length", "freeze_prototypes"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "a whole number of at least 0")
+        _require(0 <= self.seed < 2 ** 64, "seed", self.seed, "a whole number of at least 0 and below 2^64")
+        _require(self.num_test is None or self.num_test >= 2, "num_test", self.num_test, "at least 2, for a spread")
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2, because batch norm needs a batch")
         _require(len(self.widths) >= 1 and min(self.widths) >= 1, "widths", self.widths, "numbers of at least 1")
         _require((self.dictionary == "dense") == (self.dictionary_file is not None), "dictionary_file",
@@ -217,8 +219,8 @@ class Config:
         """The configuration that `to_dict` gave; InputError if fields are missing or unknown."""
         fields = {field.name: field for field in dataclasses.fields(cls)}
         if fields.keys() != stored.keys():
-            raise InputError(f"The stored configuration has other fields ({', '.join(sorted(fields.keys() ^ stored.keys()))}"
-                             f"), expected one that this version wrote.")
+            others = ", ".join(sorted(fields.keys() ^ stored.keys()))
+            raise InputError(f"The stored configuration has other fields ({others}), expected one of this version.")
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
         for name, field in fields.items():
             if "Path" in str(field.type) and values[name] is not None:

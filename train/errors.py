@@ -8,6 +8,6 @@ class InputError(Exception):
 
 
 class Diverged(Exception):
-    """Training cannot go on because the loss is not finite any more (exit status 1)."""
+    """Training cannot go on because the loss or a gradient is not finite any more (exit status 1)."""
 
     exit_status = 1

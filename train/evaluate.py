@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import sys
-import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Iterator
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from train import backbones, checkpoint, collapse, methods, quality, verdicts
@@ -163,19 +163,6 @@ def save_embeddings(path: Path, encoded: Encoded, labels: Tensor, classes: list[
     checkpoint.write_atomically(path, write)
 
 
-def load_embeddings(path: Path) -> tuple[Encoded, Tensor, list[str]]:
-    """What `save_embeddings` was given: encoded images, labels, class names. InputError if it wrote no such file."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: torch.from_numpy(stored[name]) for name in stored.files if name != "classes"}
-            classes = [str(name) for name in stored["classes"]]
-        labels = arrays.pop("labels")
-        return Encoded(**arrays), labels, classes
-    except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} could not be read ({type(error).__name__}), expected the {EMBEDDINGS_FILE} of a "
-                         f"run.") from None
-
-
 def restore(path: Path, data_dir: Path | None = None, device: str = "auto"
             ) -> tuple[Config, Images, nn.Module, list[dict[str, float]]]:
     """What a checkpoint holds: configuration, data set, method with its weights, and the metrics of each epoch.
@@ -200,9 +187,9 @@ def restore(path: Path, data_dir: Path | None = None, device: str = "auto"
     method = methods.build(config, backbones.build(config))
     try:
         method.load_state_dict(content["method"])
-    except (RuntimeError, TypeError, AttributeError):
-        raise InputError(f"{path} holds other weights than its configuration says, expected a checkpoint of this "
-                         f"version of the program.") from None
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} holds other weights than its configuration says ({' '.join(str(error).split())}), "
+                         f"expected a checkpoint of this version of the program.") from None
     return config, data, method.to(config.device).eval(), content["progress"]["history"]
 
 
@@ -260,6 +247,7 @@ def run(path: Path, data_dir: Path | None, device: str, num_threads: int | None,
         if num_threads < 1:
             raise InputError(f"--num-threads was {num_threads}, expected a whole number of at least 1.")
         torch.set_num_threads(num_threads)
+        threadpool_limits(num_threads)  # scikit-learn's thread pools are not PyTorch's
     # Found out now and not after minutes of work.
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
         raise InputError(f"--output was {output}, expected the name of a file in an existing folder.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from pathlib import Path
 from typing import IO
 
 from torch import nn
@@ -60,5 +59,5 @@ def check_room(config: Config, method: nn.Module) -> None:
     state = sum(t.numel() * t.element_size() for t in method.state_dict().values())
     needed, free = 2 * 3 * state + SPARE_BYTES, shutil.disk_usage(config.output_dir).free
     if free < needed:
-        raise InputError(f"--output-dir {config.output_dir} has {free / 1e6:.0f} MB of free disk, expected at least the "
-                         f"{needed / 1e6:.0f} MB that checkpoints and report of this run may take.")
+        raise InputError(f"--output-dir {config.output_dir} has {free / 1e6:.0f} MB of free disk, expected at least "
+                         f"the {needed / 1e6:.0f} MB that checkpoints and report of this run may take.")

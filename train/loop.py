@@ -80,7 +80,7 @@ class Stopwatch:
 
 
 def encoder(config: Config, method: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Images `(n, 3, 32, 32)` to embeddings `(n, f)`, float32, in the configuration's precision, compiled if it says so."""
+    """Images `(n, 3, 32, 32)` to embeddings `(n, f)`, float32, computed in the configured precision."""
     def encode(images: Tensor) -> Tensor:
         with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             return method.head(method.backbone(images)).float()
@@ -121,8 +121,9 @@ def train(config: Config, data: Images, method: nn.Module, optimiser: torch.opti
           progress: Progress) -> None:
     """Train from where `progress` stands to the end, updating it; metrics and checkpoints go to the output directory.
 
-    Raises Interrupted after SIGINT or SIGTERM, with a checkpoint of that very step; Diverged when the loss is not
-    finite, leaving the last checkpoint as it is and the present state beside it; InputError when the disk is full.
+    Raises Interrupted after SIGINT or SIGTERM, with a checkpoint of that very step; Diverged when the loss or a
+    gradient is not finite, leaving the last checkpoint as it is and the present state beside it; InputError when the
+    disk is full.
     """
     folder = Path(config.output_dir)
     views, encode = TwoViews(config).to(config.device), encoder(config, method)
@@ -159,8 +160,9 @@ def train(config: Config, data: Images, method: nn.Module, optimiser: torch.opti
                     save(DIVERGED_FILE)
                 except InputError as error:
                     raise Diverged(f"{problem}. {error}") from error
-                raise Diverged(f"{problem}; the state is in {folder / DIVERGED_FILE} and the last one before it that was "
-                               f"saved in {folder / checkpoint.FILE} (try a lower --lr with --overwrite).") from None
+                raise Diverged(f"{problem}; the state is in {folder / DIVERGED_FILE} and the last one before it that "
+                               f"was saved in {folder / checkpoint.FILE} (try a lower --lr with "
+                               f"--overwrite).") from None
             progress.step += 1
             for name, value in metrics.items():
                 progress.sums[name] = progress.sums.get(name, 0.0) + value
@@ -191,8 +193,9 @@ def writing(folder: Path, step: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"Step {step} could not be saved in {folder} ({error.strerror or error}), expected a folder with "
-                         f"room to write in; what was saved there before is whole, and --resume goes on from it.") from error
+        raise InputError(f"Step {step} could not be saved in {folder} ({error.strerror or error}), expected a folder "
+                         f"with room to write in; what was saved there before is whole, and --resume goes on from "
+                         f"it.") from error
 
 
 def throughput(config: Config, progress: Progress) -> dict[str, float]:

@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from train import checkpoint
-from train.config import Config, differing_fields
+from train.config import PRESETS, Config, differing_fields
 from train.errors import InputError
 from train.study_definitions import BUDGET, STUDIES, Arm, Options
 
@@ -39,9 +39,13 @@ class Run:
         """The resolved configuration; InputError if an option is bad."""
         return Config(output_dir=self.folder, seed=self.seed, **self.options).resolved()
 
-    def command(self) -> list[str]:
-        """The command line that trains it, going on from a checkpoint if there is one."""
-        words = [sys.executable, "-m", "train", "--output-dir", str(self.folder), "--seed", str(self.seed)]
+    def command(self, threads: int) -> list[str]:
+        """The command line that trains it, going on from a checkpoint if there is one, with that one's threads."""
+        resume = (self.folder / checkpoint.FILE).exists()
+        if resume:
+            threads = checkpoint.load(self.folder / checkpoint.FILE)["config"]["num_threads"]
+        words = [sys.executable, "-m", "train", "--output-dir", str(self.folder), "--seed", str(self.seed),
+                 "--num-threads", str(threads)]
         for name, value in self.options.items():
             if isinstance(value, bool):
                 # Every switch of Config is off unless it is named.
@@ -49,7 +53,7 @@ class Run:
             else:
                 values = value if isinstance(value, tuple) else (value,)
                 words += [f"--{name.replace('_', '-')}", *map(str, values)]
-        return [*words, "--resume"] if (self.folder / checkpoint.FILE).exists() else words
+        return [*words, "--resume"] if resume else words
 
     def summary(self) -> dict[str, Any] | None:
         """What the finished run measured; None if it is not finished. InputError if the folder holds another run."""
@@ -60,8 +64,8 @@ class Run:
         # How many threads shared the work decides the seconds and the last digits, not what is studied.
         differences = [text for text in differing_fields(stored, self.config()) if not text.startswith("num_threads ")]
         if differences:
-            raise InputError(f"{self.folder} holds a run with other options, expected the same {', '.join(differences)} "
-                             f"(choose another --output-dir, or remove it).")
+            raise InputError(f"{self.folder} holds a run with other options, expected the same "
+                             f"{', '.join(differences)} (choose another --output-dir, or remove it).")
         try:
             return json.loads((self.folder / "summary.json").read_text())
         except FileNotFoundError:
@@ -69,10 +73,13 @@ class Run:
 
 
 def plan(names: list[str], seeds: list[int], folder: Path, common: Options) -> dict[str, list[Run]]:
-    """The runs of each study; an arm that several studies have has one folder. `common` goes before an arm's options."""
+    """The runs of each study; one folder for an arm of several studies. An arm's options override the `common` ones."""
     def run(arm: Arm, seed: int) -> Run:
-        name = "-".join(str(part).replace("_", "") for pair in arm.options.items() for part in pair) or "default"
-        return Run(arm, seed, folder / f"{name}-seed-{seed}", {**common, **arm.options})
+        own = dict(arm.options)
+        if arm.times_epochs != 1:
+            own["epochs"] = arm.times_epochs * common.get("epochs", PRESETS["cifar10"]["epochs"])
+        name = "-".join(str(part).replace("_", "") for pair in own.items() for part in pair)
+        return Run(arm, seed, folder / f"{name}-seed-{seed}", {**common, **own})
 
     return {name: [run(arm, seed) for arm in STUDIES[name].arms for seed in (seeds if arm.seeds is None else
                                                                             seeds[:arm.seeds])] for name in names}
@@ -95,14 +102,17 @@ class Pool:
                 if self.stopping:
                     return "stopped"
                 environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
-                child = subprocess.Popen([*run.command(), "--num-threads", str(self.threads)], cwd=ROOT, stdout=log,
-                                         stderr=log, env=environment, start_new_session=True)
+                before = log.tell()
+                child = subprocess.Popen(run.command(self.threads), cwd=ROOT, stdout=log, stderr=log, env=environment,
+                                         start_new_session=True)
                 self.children.add(child)
             status = child.wait()
-            self.children.discard(child)
+            with self.lock:
+                self.children.discard(child)
         if status == 0:
             return None
-        lines = log_path.read_text(errors="replace").split("\n")
+        # The log goes on from earlier attempts, whose words do not explain this one.
+        lines = log_path.read_bytes()[before:].decode(errors="replace").split("\n")
         said = [line for line in lines if line.startswith(("error:", "Stopped"))] or [line for line in lines if line]
         return f"exit status {status}: {said[-1] if said else 'nothing printed'} (all of it in {log_path})"
 
@@ -148,36 +158,45 @@ def collect(name: str, runs: list[Run], command: str, data_name: str, machine: d
         arms.append({"label": arm.label, "options": {**arm.options},
                      "runs": [{"seed": run.seed, **summary} for run, summary in zip(mine, kept)]})
     config = runs[0].config()
+
+    def common_to_all(key: str) -> bool:
+        return all(run.options.get(key) == runs[0].options[key] for run in runs)
+
     return {"study": name, "question": study.question, "baseline": study.baseline, "command": command,
-            "data": data_name, "machine": machine, "steps": config.epochs * (config.num_train or 50_000) // config.batch_size,
+            "data": data_name, "machine": machine,
+            "steps": config.epochs * ((config.num_train or 50_000) // config.batch_size),
             "common_options": {key: str(value) if isinstance(value, Path) else value
                                for key, value in runs[0].options.items()
-                               if key not in runs[0].arm.options and key != "data_dir"},
+                               if common_to_all(key) and key != "data_dir"},
             "arms": arms}
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     told = "\n".join(f"  {name:14} {study.question}" for name, study in STUDIES.items())
-    result = argparse.ArgumentParser(prog="python -m train.studies", formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     description=f"{__doc__}\n\nStudies:\n{told}\n\nStopped at any point, the same command "
-                                                 f"goes on; runs that are finished are not repeated.")
+    result = argparse.ArgumentParser(
+        prog="python -m train.studies", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=f"{__doc__}\n\nStudies:\n{told}\n\nStopped at any point, the same command goes on; runs that are "
+                    f"finished are not repeated.")
     result.add_argument("names", nargs="+", choices=list(STUDIES), metavar="NAME", help=", ".join(STUDIES))
     result.add_argument("--data-dir", type=Path, required=True, help="folder with CIFAR-10, as in python -m train")
     result.add_argument("--data-name", default="CIFAR-10", help="what the JSON calls the data (default: CIFAR-10)")
-    result.add_argument("--output-dir", type=Path, default=Path("runs/studies"), help="folder for the runs (default: runs/studies)")
-    result.add_argument("--results", type=Path, default=Path("docs/results"), help="folder for the JSON (default: docs/results)")
+    result.add_argument("--output-dir", type=Path, default=Path("runs/studies"),
+                        help="folder for the runs (default: runs/studies)")
+    result.add_argument("--results", type=Path, default=Path("docs/results"),
+                        help="folder for the JSON (default: docs/results)")
     result.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of every arm (default: 0 1 2)")
     result.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     result.add_argument("--threads", type=int, default=1, help="threads of each run (default: 1)")
     result.add_argument("--budget", choices=list(BUDGET), default="small",
-                        help="small: minutes a run on one core; paper: 200 epochs of everything, for a GPU (default: small)")
+                        help="small: minutes a run on one core; paper: 200 epochs of all images, for a GPU "
+                             "(default: small)")
     result.add_argument("--dry-run", action="store_true", help="print the commands of the runs that are not finished")
     return result
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; its exit status (0 done, 1 a run failed, 2 bad input, 130 or 143 stopped)."""
+    """The command; its exit status (0 done, 1 a run failed, 2 bad input, 130 stopped by SIGINT or SIGTERM)."""
     words = sys.argv[1:] if arguments is None else arguments
     options = parser().parse_args(words)
     try:
@@ -193,14 +212,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_studies(options: argparse.Namespace, command: str) -> int:
-    """Train what is missing of the studies that the options name; each study's JSON is written when its runs are done."""
+    """Train what is missing of the named studies; each study's JSON is written when its runs are done."""
     common = {"dataset": "cifar10", "data_dir": options.data_dir.absolute(), **BUDGET[options.budget]}
     studies = plan(list(dict.fromkeys(options.names)), options.seeds, options.output_dir.absolute(), common)
     if not options.data_dir.is_dir():
         raise InputError(f"--data-dir was {options.data_dir}, expected an existing folder with CIFAR-10.")
     if options.dry_run:
         runs = {run.folder: run for study in studies.values() for run in study}
-        print("\n".join(shlex.join(run.command()) for run in runs.values() if run.summary() is None))
+        print("\n".join(shlex.join(run.command(options.threads)) for run in runs.values() if run.summary() is None))
         return 0
     from bench import machine  # the checkout's: a package that is installed has neither bench nor train
 

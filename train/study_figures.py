@@ -1,25 +1,29 @@
-"""`python -m train.study_figures FILE.json PICTURE.png`: the measures of a study's arms as a picture, with intervals."""
+"""`python -m train.study_figures FILE.json PICTURE.png`: the measures of a study's arms, and their intervals, drawn."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from train.study_tables import half_interval, values
+from train.errors import InputError
+from train.study_tables import half_interval, read_study, values
 
 PANELS = (
     ("accuracy", ("linear_probe", "knn")),
     ("agreement", ("nmi", "ami", "kmeans_nmi", "view_agreement")),
-    ("effective rank of the embeddings", ("effective_rank",)),
+    ("spread: std × √f", ("embedding_std",)),
     ("clusters", ("codes_used", "perplexity")),
+    ("effective rank of the embeddings", ("effective_rank",)),
+    ("scatter within clusters", ("mixture_scatter_10", "mixture_scatter_200")),
 )
-"""Label of the axis and the measures of each panel."""
+"""Label of the axis and the measures of each panel; the last four are those of the verdicts."""
 COLOURS = ("#2166ac", "#d6604d", "#4d9221", "#777777")
 
 
@@ -28,14 +32,12 @@ def draw(study: dict[str, Any]) -> Figure:
     arms = study["arms"]
     codes = [arm["options"].get("num_codes") for arm in arms]
     numeric = len(set(codes)) == len(arms) and None not in codes
-    x = codes if numeric else range(len(arms))
-    figure = Figure(figsize=(9, 6.4), layout="constrained")
-    for axes, (label, measures) in zip(figure.subplots(2, 2).flat, PANELS):
+    x = np.array(codes if numeric else range(len(arms)))
+    figure = Figure(figsize=(12, 6.4), layout="constrained")
+    for axes, (label, measures) in zip(figure.subplots(2, 3).flat, PANELS):
         for measure, colour in zip(measures, COLOURS):
-            samples = [values(arm, measure) for arm in arms]
-            halves = np.nan_to_num([half_interval(sample) for sample in samples])
-            axes.errorbar(x, [sample.mean() for sample in samples], halves, fmt="o-" if numeric else "o", ms=4, capsize=3,
-                          color=colour, label=measure.replace("_", " "))
+            _points(axes, x, arms, measure, colour, "o-" if numeric else "o")
+            _threshold(axes, arms, measure)
         axes.set_ylabel(label)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=8)
@@ -47,9 +49,34 @@ def draw(study: dict[str, Any]) -> Figure:
             axes.set_xlim(-0.5, len(arms) - 0.5)
         if label == "clusters":
             axes.set_yscale("log")
-    runs = max(len(arm["runs"]) for arm in arms)
-    figure.suptitle(f"{study['question']}  {study['data']}, {study['steps']:,} steps, {runs} seeds, 95 % intervals", fontsize=9)
+    figure.suptitle(f"{study['question']}  {study['data']}, {study['steps']:,} steps, {_seeds(arms)}", fontsize=9)
     return figure
+
+
+def _points(axes: Axes, x: np.ndarray, arms: list[dict[str, Any]], measure: str, colour: str, style: str) -> None:
+    """Means with their intervals; hollow where one seed has none, so that it is not taken for an exact number."""
+    samples = [values(arm, measure) for arm in arms]
+    halves, means = (np.array([of(sample) for sample in samples]) for of in (half_interval, np.mean))
+    alone = np.isnan(halves)
+    axes.errorbar(x, means, np.where(alone, 0, halves), fmt=style, ms=4, color=colour, label=measure.replace("_", " "))
+    axes.plot(x[alone], means[alone], "o", ms=4, color=colour, markerfacecolor="white")
+
+
+def _threshold(axes: Axes, arms: list[dict[str, Any]], measure: str) -> None:
+    """A line where a verdict judges this measure by the same threshold in every run."""
+    levels = {verdict["threshold"] for arm in arms for run in arm["runs"] for verdict in run["verdicts"].values()
+              if verdict.get("measure") == measure}
+    if len(levels) == 1:
+        scale = math.sqrt(arms[0]["runs"][0]["num_features"]) if measure == "embedding_std" else 1.0
+        axes.axhline(levels.pop() * scale, color="#777777", ls="--", lw=1, label="collapsed below")
+
+
+def _seeds(arms: list[dict[str, Any]]) -> str:
+    counts = sorted({len(arm["runs"]) for arm in arms})
+    if counts == [1]:
+        return "one seed"
+    hollow = " (hollow: one seed, none)" if counts[0] == 1 else ""
+    return f"{' or '.join(map(str, counts))} seeds, 95 % intervals{hollow}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,11 +86,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("picture", type=Path, metavar="PICTURE.png", help="where to draw it")
     options = parser.parse_args(arguments)
     try:
-        figure = draw(json.loads(options.file.read_text()))
-        figure.savefig(options.picture, dpi=100)
-    except (OSError, ValueError, KeyError) as error:
-        print(f"error: {options.file} or {options.picture} could not be used ({type(error).__name__}: {error}), expected a "
-              f"file of python -m train.studies and a picture's name.", file=sys.stderr)
+        figure = draw(read_study(options.file))
+        figure.savefig(options.picture, dpi=90)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    except (OSError, ValueError) as error:
+        print(f"error: The picture was {options.picture}, expected a file that can be written, with the ending of a "
+              f"kind of picture ({error}).", file=sys.stderr)
         return 2
     return 0
 

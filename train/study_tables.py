@@ -1,4 +1,4 @@
-"""`python -m train.study_tables FILE.json ...`: the tables of studies in Markdown, means with intervals over the seeds."""
+"""`python -m train.study_tables FILE.json ...`: tables of studies in Markdown, means and intervals over the seeds."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from train.errors import InputError
+
 MEASURES = {
     "linear_probe": "linear probe", "knn": "k-NN", "nmi": "NMI", "ami": "AMI", "kmeans_nmi": "k-means NMI",
     "view_agreement": "view agreement", "codes_used": "clusters used", "perplexity": "perplexity",
     "effective_rank": "effective rank", "embedding_std": "std × √f", "mixture_scatter_10": "scatter, K = 10",
-    "mixture_entropy_10": "entropy, K = 10",
+    "mixture_scatter_200": "scatter, K = 200", "mixture_entropy_10": "entropy, K = 10",
 }
 """Keys of a summary in the order of the tables' columns, and what the columns are called."""
 COLLAPSES = ("representation", "cluster", "dimensional", "intracluster")
@@ -36,9 +38,12 @@ def half_interval(sample: np.ndarray) -> float:
 
 
 def cell(sample: np.ndarray, signed: bool = False) -> str:
-    """`mean ± half interval`, with as many digits as the interval deserves."""
+    """`mean ± half interval`, with two digits of the interval, at most 4 behind the point; without one, by the mean."""
     mean, half = float(sample.mean()), half_interval(sample)
-    digits = 0 if abs(mean) >= 100 else 1 if abs(mean) >= 10 else 3
+    if half > 0:
+        digits = min(max(1 - math.floor(math.log10(half)), 0), 4)
+    else:
+        digits = 0 if abs(mean) >= 100 else 1 if abs(mean) >= 10 else 3
     sign = "+" if signed else ""
     # A dash where one seed allows no interval: the reader must not take it for an exact number.
     return f"{mean:{sign}.{digits}f} ± {'–' if math.isnan(half) else f'{half:.{digits}f}'}"
@@ -54,18 +59,40 @@ def means_table(study: dict[str, Any]) -> str:
 
 
 def collapses_found(arm: dict[str, Any]) -> str:
-    """`dimensional, 3 of 3` for each collapse that a verdict found in a run of the arm, or `none, 3 of 3`."""
-    runs = arm["runs"]
-    counts = {name: sum(bool(run["verdicts"][name]["collapsed"]) for run in runs) for name in COLLAPSES}
-    found = [f"{name}, {count} of {len(runs)}" for name, count in counts.items() if count]
+    """`dimensional, 3 of 3` for each collapse that a verdict found in a run of the arm, or `none, 3 of 3`.
+
+    A collapse that was not judged is not counted as absent: `cluster not judged, 3 of 3`.
+    """
+    runs, found = arm["runs"], []
+    for words, verdict in (("", True), (" not judged", None)):
+        counts = {name: sum(run["verdicts"][name]["collapsed"] is verdict for run in runs) for name in COLLAPSES}
+        found += [f"{name}{words}, {count} of {len(runs)}" for name, count in counts.items() if count]
     return "; ".join(found) or f"none, {len(runs)} of {len(runs)}"
+
+
+def read_study(path: Path) -> dict[str, Any]:
+    """The content of a file that `python -m train.studies` wrote; InputError if it is none, or an arm has no runs."""
+    try:
+        study = json.loads(path.read_text())
+        for key in ("question", "baseline", "data", "steps"):
+            study[key]
+        measured = [run[key] for arm in study["arms"] for run in arm["runs"] for key in (*MEASURES, "verdicts", "seed")]
+        if not measured or not all(arm["runs"] and arm["label"] and "options" in arm for arm in study["arms"]):
+            raise ValueError("an arm without runs")
+        if study["baseline"] not in [arm["label"] for arm in study["arms"]]:
+            raise ValueError("no arm with the baseline's name")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} could not be read ({type(error).__name__}: {error}), expected a file that python -m "
+                         f"train.studies wrote.") from None
+    return study
 
 
 def differences_table(study: dict[str, Any]) -> str:
     """Every arm minus the baseline, seed by seed: what the two have in common cancels."""
     baseline = next(arm for arm in study["arms"] if arm["label"] == study["baseline"])
     by_seed = {run["seed"]: run for run in baseline["runs"]}
-    lines = [f"| minus {study['baseline']} | " + " | ".join(MEASURES.values()) + " |", "|" + "---|" * (len(MEASURES) + 1)]
+    lines = [f"| minus {study['baseline']} | " + " | ".join(MEASURES.values()) + " |",
+             "|" + "---|" * (len(MEASURES) + 1)]
     for arm in study["arms"]:
         if arm is baseline:
             continue
@@ -77,8 +104,8 @@ def differences_table(study: dict[str, Any]) -> str:
 
 def text(study: dict[str, Any]) -> str:
     """Heading, what was run, and both tables."""
-    seeds = sorted({run["seed"] for arm in study["arms"] for run in arm["runs"]})
-    return (f"### {study['question']}\n\n{study['data']}, {study['steps']:,} steps, seeds {', '.join(map(str, seeds))}; "
+    seeds = ", ".join(map(str, sorted({run["seed"] for arm in study["arms"] for run in arm["runs"]})))
+    return (f"### {study['question']}\n\n{study['data']}, {study['steps']:,} steps, seeds {seeds}; "
             f"mean ± half of the 95 % interval over the seeds.\n\n{means_table(study)}\n\n{differences_table(study)}\n")
 
 
@@ -88,11 +115,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.json", help="written by python -m train.studies")
     for path in parser.parse_args(arguments).files:
         try:
-            print(text(json.loads(path.read_text())))
-        except (OSError, ValueError, KeyError, StopIteration) as error:
-            print(f"error: {path} could not be read ({type(error).__name__}: {error}), expected a file of "
-                  f"python -m train.studies.", file=sys.stderr)
-            return 2
+            print(text(read_study(path)))
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_status
     return 0
 
 

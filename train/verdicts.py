@@ -6,7 +6,7 @@ The thresholds were fixed before the runs that they are applied to; docs/collaps
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Callable, Mapping
 
 STD_SHARE = 0.5
@@ -47,14 +47,6 @@ def judge(summary: Mapping[str, Any]) -> dict[str, Verdict]:
     are, or never.
     """
     return {collapse: _verdict(summary, collapse, *rule) for collapse, rule in RULES.items()}
-
-
-def in_words(verdict: Verdict | Mapping[str, Any]) -> str:
-    """One line: 'no: embedding_std 0.0871, collapsed below 0.0442'; also from a verdict in a summary.json."""
-    v = asdict(verdict) if isinstance(verdict, Verdict) else verdict
-    if v["collapsed"] is None:
-        return f"not judged: {v['why']}"
-    return f"{'YES' if v['collapsed'] else 'no'}: {v['measure']} {v['value']:.4g}, collapsed below {v['threshold']:.4g}"
 
 
 class _NotJudged(Exception):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from train import backbones, checkpoint, collapse, evaluate, methods, optimisers, quality, verdicts
+from train import arrays, backbones, checkpoint, collapse, evaluate, methods, optimisers, quality, verdicts
 from train.config import Config
 from train.data import load
 from train.errors import InputError
@@ -105,29 +105,13 @@ def test_embeddings_come_back(tmp_path, views):
     encoded, labels, classes = example(views)
     evaluate.save_embeddings(path, encoded, labels, classes)
     assert [file.name for file in tmp_path.iterdir()] == ["embeddings.npz"]
-    found, found_labels, found_classes = evaluate.load_embeddings(path)
+    found = arrays.load(path)
     for field in dataclasses.fields(evaluate.Encoded):
         before, after = getattr(encoded, field.name), getattr(found, field.name)
         assert (before is after is None) or (torch.equal(before, after) and before.dtype == after.dtype), field.name
-    assert torch.equal(labels, found_labels) and classes == found_classes
+    assert torch.equal(labels, found.labels) and classes == found.classes
     with np.load(path, allow_pickle=False) as stored:
         assert stored["classes"].dtype.kind == "U" and stored["labels"].dtype == np.int64
-
-
-def test_what_is_no_file_of_embeddings_is_said(tmp_path):
-    path = tmp_path / evaluate.EMBEDDINGS_FILE
-    with pytest.raises(InputError, match="FileNotFoundError"):
-        evaluate.load_embeddings(path)
-    evaluate.save_embeddings(path, *example())
-    path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(InputError, match="expected the embeddings.npz of a run"):
-        evaluate.load_embeddings(path)
-    np.savez(path, embeddings=np.zeros((3, 2)), classes=np.array(["a"]))
-    with pytest.raises(InputError, match="KeyError"):
-        evaluate.load_embeddings(path)
-    np.savez(path, embeddings=np.array([{}], dtype=object), classes=np.array(["a"]))
-    with pytest.raises(InputError, match="ValueError"):
-        evaluate.load_embeddings(path)
 
 
 def test_restore_gives_back_the_run(stored):

@@ -1,5 +1,6 @@
 """train/studies.py: shared runs, command lines that mean what they should, failures, interruption, and the JSON."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,12 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import tyro
 
 from train import studies
 from train.config import Config
 from train.errors import InputError
-from train.study_definitions import STUDIES, Arm, Study
+from train.study_definitions import BUDGET, STUDIES, Arm, Study
 
 SUMMARY = {"linear_probe": 0.5, "seconds": 3.0, "loss_fraction_of_step": 0.1, "num_features": 128}
 
@@ -32,7 +34,7 @@ def small(monkeypatch):
     arms = (Arm("a", {"num_codes": 8}), Arm("b", {"num_codes": 16}, seeds=1))
     monkeypatch.setitem(STUDIES, "small", Study("Which?", "a", arms))
 
-    def command(run):
+    def command(run, threads):
         summary = SUMMARY | {"linear_probe": run.seed + run.options["num_codes"] / 100}
         script = f"""import json, pathlib
 folder = pathlib.Path({str(run.folder)!r})
@@ -56,9 +58,10 @@ def test_every_command_line_means_the_run_s_configuration(tmp_path, data):
     runs = [run for study in studies.plan(list(STUDIES), [0, 7], tmp_path, common).values() for run in study]
     assert len(runs) > 30
     for run in runs:
-        words = run.command()
+        words = run.command(3)
         assert words[1:3] == ["-m", "train"]
-        assert tyro.cli(Config, args=words[3:], config=(tyro.conf.FlagCreatePairsOff,)).resolved() == run.config()
+        assert tyro.cli(Config, args=words[3:], config=(tyro.conf.FlagCreatePairsOff,)).resolved() == dataclasses.replace(
+            run.config(), num_threads=3)
 
 
 def test_arms_with_the_same_options_share_a_folder_and_no_others_do(tmp_path, data):
@@ -80,6 +83,7 @@ def test_a_study_from_runs_to_json(tmp_path, data, small, capsys):
     assert found["arms"][1]["runs"][0]["linear_probe"] == 5.16 and found["data"] == "made up"
     assert not {"seconds", "loss_fraction_of_step"} & found["arms"][0]["runs"][0].keys()
     assert found["command"].startswith("python -m train.studies small --data-dir") and found["machine"]["cpu"]
+    assert found["steps"] == 6 * (20_000 // 128)
     assert found["common_options"]["epochs"] == 6 and "data_dir" not in found["common_options"]
     # Nothing is trained twice.
     assert studies.main(options(tmp_path, data)) == 0
@@ -88,7 +92,7 @@ def test_a_study_from_runs_to_json(tmp_path, data, small, capsys):
 
 def test_a_failed_run_is_named_and_leaves_no_json(tmp_path, data, small, capsys):
     plain = studies.Run.command
-    small.setattr(studies.Run, "command", lambda run: plain(run) if run.seed == 5 else [
+    small.setattr(studies.Run, "command", lambda run, threads: plain(run, threads) if run.seed == 5 else [
         sys.executable, "-c", "import sys; print('error: no luck.'); sys.exit(2)"])
     assert studies.main(options(tmp_path, data)) == 1
     captured = capsys.readouterr()
@@ -114,7 +118,7 @@ def test_stopping_asks_the_runs_to_save_and_the_rest_not_to_start(tmp_path, data
     script = ("import signal, sys, time, pathlib\n"
               "signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path(sys.argv[1]).write_text('asked'), sys.exit(143)))\n"
               "pathlib.Path(sys.argv[2]).write_text('')\ntime.sleep(60)")
-    small.setattr(studies.Run, "command", lambda run: [sys.executable, "-c", script, str(run.folder / "asked"),
+    small.setattr(studies.Run, "command", lambda run, threads: [sys.executable, "-c", script, str(run.folder / "asked"),
                                                        str(run.folder / "started")])
 
     def interrupt():
@@ -142,6 +146,33 @@ def test_dry_run_and_bad_input(tmp_path, data, small, capsys):
     assert "none, expected an existing folder" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         studies.main(["no-such-study", "--data-dir", str(data)])
+
+
+def test_a_started_run_goes_on_with_the_threads_that_it_began_with(tmp_path, data):
+    (run,) = studies.plan(["longer"], [0], tmp_path, {"dataset": "cifar10", "data_dir": data, "epochs": 5})["longer"][:1]
+    assert run.config().epochs == 20 and "epochs-20" in run.folder.name
+    run.folder.mkdir()
+    torch.save({"config": {**run.config().to_dict(), "num_threads": 7}, "progress": {}, "method": {}, "optimiser": {}},
+               run.folder / "checkpoint.pt")
+    words = run.command(3)
+    assert words[words.index("--num-threads") + 1] == "7" and words[-1] == "--resume"
+
+
+def test_longer_is_longer_under_every_budget(tmp_path, data):
+    common = {"dataset": "cifar10", "data_dir": data}
+    for budget in BUDGET.values():
+        run = studies.plan(["longer"], [0], tmp_path, common | budget)["longer"][0]
+        assert run.config().epochs == 4 * Config(output_dir=tmp_path, **common, **budget).resolved().epochs
+
+
+def test_a_failure_is_told_in_this_attempt_s_words(tmp_path, data, small, capsys):
+    small.setattr(studies.Run, "command", lambda run, threads: [sys.executable, "-c", "print('error: new.'); exit(1)"])
+    for run in studies.plan(["small"], [5], tmp_path / "runs", {"dataset": "cifar10", "data_dir": data})["small"]:
+        run.folder.mkdir(parents=True)
+        (run.folder / "log.txt").write_text("Stopped by SIGTERM\nerror: old.\n")
+    assert studies.main(options(tmp_path, data)) == 1
+    said = capsys.readouterr().out
+    assert "error: new." in said and "error: old" not in said
 
 
 def test_definitions_are_sound(tmp_path):

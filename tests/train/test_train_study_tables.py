@@ -29,6 +29,7 @@ def test_half_interval_of_a_known_sample():
 
 @pytest.mark.parametrize("sample, signed, text", [
     ([0.1, 0.11, 0.12], False, "0.110 ± 0.025"), ([1000, 1010, 1020], False, "1010 ± 25"), ([10, 11, 12], False, "11.0 ± 2.5"),
+    ([150.1, 150.3, 150.2], False, "150.20 ± 0.25"), ([0.0004, 0.0003, 0.0005], False, "0.0004 ± 0.0002"),
     ([0.5], False, "0.500 ± –"), ([0.02, 0.02, 0.02], True, "+0.020 ± 0.000"), ([-0.2, -0.2], True, "-0.200 ± 0.000")])
 def test_cells(sample, signed, text):
     assert study_tables.cell(np.array(sample, dtype=float), signed) == text
@@ -38,7 +39,7 @@ def test_differences_are_taken_seed_by_seed():
     """The arms differ by 0.1 in each seed, so the interval of the difference is 0 although the seeds differ."""
     content = study()
     row = study_tables.differences_table(content).split("\n")[-1]
-    assert row.startswith("| 100 | +0.100 ± 0.000 |")
+    assert row.startswith("| 100 | +0.1000 ± 0.0000 |")
     content["arms"][1]["runs"].reverse()
     assert study_tables.differences_table(content).split("\n")[-1] == row
     del content["arms"][1]["runs"][1:]
@@ -49,6 +50,9 @@ def test_collapses_are_counted_over_the_runs():
     first, second = study()["arms"]
     assert study_tables.collapses_found(first) == "none, 3 of 3"
     assert study_tables.collapses_found(second) == "dimensional, 2 of 3"
+    for run in first["runs"]:
+        run["verdicts"] = {**run["verdicts"], "cluster": {"collapsed": None}}
+    assert study_tables.collapses_found(first) == "cluster not judged, 3 of 3"
 
 
 def test_spread_is_in_units_of_an_even_one():
@@ -62,9 +66,15 @@ def test_commands(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "### More?" in text and "made up, 936 steps, seeds 0, 1, 2" in text and "dimensional, 2 of 3" in text
     assert study_figures.main([str(path), str(picture)]) == 0 and picture.stat().st_size > 10_000
-    path.write_text("{}")
-    assert study_tables.main([str(path)]) == 2 and "expected a file of python -m train.studies" in capsys.readouterr().err
-    assert study_figures.main([str(path), str(picture)]) == 2
+    assert study_figures.main([str(path), str(tmp_path / "x.abacus")]) == 2 and "ending of a kind" in capsys.readouterr().err
+    empty, strange = study(), study()
+    empty["arms"][1]["runs"].clear()
+    strange["baseline"] = "none"
+    for content in ({}, [], None, 3, empty, strange):
+        path.write_text(json.dumps(content))
+        assert study_tables.main([str(path)]) == study_figures.main([str(path), str(picture)]) == 2
+        errors = capsys.readouterr().err.splitlines()
+        assert len(errors) == 2 and all("expected a file that python -m train.studies wrote" in line for line in errors)
 
 
 @pytest.mark.parametrize("codes, scale", [((10, 100), "log"), ((10, 10), "linear")])
@@ -75,3 +85,19 @@ def test_the_figure_shows_the_means_against_the_codes(codes, scale):
     line = axes.lines[0]
     assert list(line.get_ydata()) == pytest.approx([0.01, 0.11])
     assert list(line.get_xdata()) == ([10, 100] if scale == "log" else [0, 1])
+
+
+def test_the_figure_marks_thresholds_and_single_seeds():
+    content = study()
+    content["arms"][1]["runs"] = content["arms"][1]["runs"][:1]
+    for arm in content["arms"]:
+        for run in arm["runs"]:
+            run["verdicts"] = {**run["verdicts"], "representation": {
+                "collapsed": False, "measure": "embedding_std", "threshold": 0.5 / 8}}
+    figure = study_figures.draw(content)
+    spread = next(axes for axes in figure.axes if axes.get_ylabel() == "spread: std × √f")
+    levels = [line for line in spread.lines if line.get_label() == "collapsed below"]
+    assert [line.get_ydata()[0] for line in levels] == [pytest.approx(0.5)]
+    hollow = [line for line in spread.lines if line.get_markerfacecolor() == "white"]
+    assert [list(line.get_xdata()) for line in hollow] == [[100]]
+    assert "1 or 3 seeds, 95 % intervals (hollow: one seed, none)" in figure.get_suptitle()

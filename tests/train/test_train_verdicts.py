@@ -1,7 +1,5 @@
 """train/verdicts.py: the edges of each threshold, embeddings with one collapse each, and what cannot be judged."""
 
-import dataclasses
-import json
 import math
 
 import pytest
@@ -91,13 +89,3 @@ def test_what_is_missing_or_not_finite_is_not_judged(missing, value):
 def test_where_the_measure_could_say_one_thing_only_nothing_is_said(name, changes):
     assert verdicts.judge(SOUND | changes)[name].collapsed is None
     assert verdicts.judge({})[name].collapsed is None
-
-
-def test_words():
-    found = verdicts.judge(SOUND | {"perplexity": 3.25, "effective_rank": None})
-    assert verdicts.in_words(found["representation"]) == "no: embedding_std 0.17, collapsed below 0.08839"
-    assert verdicts.in_words(found["cluster"]) == "YES: perplexity 3.25, collapsed below 20"
-    assert verdicts.in_words(found["dimensional"]) == "not judged: effective_rank is not known"
-    for verdict in found.values():
-        stored = json.loads(json.dumps(dataclasses.asdict(verdict)))
-        assert verdicts.in_words(stored) == verdicts.in_words(verdict)

@@ -1,4 +1,4 @@
-"""SwAV: each view predicts the other's soft assignment to learned prototypes, evened by Sinkhorn (Caron et al., 2020)."""
+"""SwAV: each view predicts the other's soft assignment to prototypes, evened by Sinkhorn (Caron et al., 2020)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class SwAV(nn.Module):
 
     The queue adds the last `queue_length` embeddings of each view to Sinkhorn's samples, which a batch smaller than the
     number of prototypes needs; it is used once it is full. Prototypes stand still for the first `freeze_prototypes`
-    steps, as in the paper's first epoch.
+    steps, as they do in the paper for an epoch.
     """
 
     def __init__(self, config: Config, backbone: nn.Module) -> None:
@@ -45,7 +45,9 @@ class SwAV(nn.Module):
         self.backbone = backbone
         self.head = nn.Sequential(projector(backbone.out_features, config.projector_hidden, 1, config.num_features),
                                   UnitRows())
-        self.prototypes = nn.Parameter(torch.randn(config.num_prototypes, config.num_features))
+        # Of unit length: gradients are divided by the length, and longer prototypes would hardly turn.
+        rows = torch.randn(config.num_prototypes, config.num_features)
+        self.prototypes = nn.Parameter(nn.functional.normalize(rows, dim=1))
         # Buffers, so that a checkpoint has them and a resumed run goes on exactly.
         self.register_buffer("queue", torch.zeros(2, config.queue_length, config.num_features))
         self.register_buffer("queued", torch.zeros((), dtype=torch.int64))
