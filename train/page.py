@@ -16,7 +16,7 @@ from PIL import Image
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1120px; margin: 2em auto; padding: 0 1em; color: #222 }
 div.table { overflow-x: auto } table { border-collapse: collapse; margin: 1em 0 }
-td, th { padding: .25em 1em .25em 0; text-align: left; vertical-align: top; overflow-wrap: anywhere }
+td, th { padding: .25em 1em .25em 0; text-align: left; vertical-align: top; overflow-wrap: break-word }
 tr { border-bottom: 1px solid #ddd } td small { display: block; color: #555; min-width: 11em; max-width: 22em }
 figure { display: inline-block; width: 530px; max-width: 100%; margin: 0 1em 1.5em 0; vertical-align: top }
 figure.wide { width: 100% } img { max-width: 100% } figcaption { font-size: 13px; color: #555 }
