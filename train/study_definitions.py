@@ -71,7 +71,8 @@ STUDIES: dict[str, Study] = {
     "longer": Study(
         "What changes with four times the steps?", "cplearn, beta 0.25",
         tuple(Arm(label, options, seeds=1, times_epochs=4) for label, options in (
-            ("cplearn, beta 0.25", MAIN.options), ("cplearn, beta 1", {**MAIN.options, "beta": 1.0}),
+            ("cplearn, beta 0.25", MAIN.options), ("cplearn, 131,072 codes", {**MAIN.options, "num_codes": 1 << 17}),
+            ("cplearn, beta 1", {**MAIN.options, "beta": 1.0}),
             ("barlow_twins, λ 0.02", {"method": "barlow_twins", "barlow_lambda": 0.02}),
             ("swav", {"method": "swav"})))),
 }
