@@ -2,12 +2,15 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from train import study_figures, study_tables
+from train.study_definitions import STUDIES
 
+ROOT = Path(__file__).resolve().parents[2]
 VERDICTS = {name: {"collapsed": False} for name in study_tables.COLLAPSES}
 
 
@@ -101,3 +104,11 @@ def test_the_figure_marks_thresholds_and_single_seeds():
     hollow = [line for line in spread.lines if line.get_markerfacecolor() == "white"]
     assert [list(line.get_xdata()) for line in hollow] == [[100]]
     assert "1 or 3 seeds, 95 % intervals (hollow: one seed, none)" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_tables_of_the_documentation_are_those_of_the_results(name):
+    """Pasted tables go stale; the words around them are for a reader to check."""
+    content = study_tables.read_study(ROOT / "docs" / "results" / f"{name}.json")
+    documented = (ROOT / "docs" / "studies.md").read_text()
+    assert study_tables.means_table(content) in documented and study_tables.differences_table(content) in documented
