@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,9 +76,10 @@ class Turn:
         for _ in range(self.steps):
             first, second = self.views(self.images[next(self.batches).to(self.config.device)])
             watch.mark("views")
-            metrics = loop.train_step(self.encode, self.method, self.optimiser, first, second, watch)
-            if not math.isfinite(metrics["loss"]):
-                raise InputError(f"The loss of {self.config.method} was {metrics['loss']}, expected a finite number.")
+            try:
+                loop.train_step(self.encode, self.method, self.optimiser, first, second, watch)
+            except loop.NotFinite as what:
+                raise InputError(f"{what} with {self.config.method}, expected a finite number.") from None
         self.taken.append(seconds)
 
 

@@ -228,4 +228,4 @@ def test_a_loss_that_is_not_finite_is_said(capsys, monkeypatch):
     from train.methods import CPLearn
     monkeypatch.setattr(CPLearn, "loss", lambda self, h1, h2: (h1.sum() * float("nan"), {}))
     assert train_step.main([*TINY, "--codes", "64"]) == 2
-    assert "The loss of cplearn was nan, expected a finite number." in capsys.readouterr().err
+    assert "The loss became nan with cplearn, expected a finite number." in capsys.readouterr().err
