@@ -14,18 +14,16 @@ import sys  # noqa: E402
 
 import torch  # noqa: E402
 import tyro  # noqa: E402
-from threadpoolctl import threadpool_limits  # noqa: E402
 
 from train import (  # noqa: E402
-    backbones, checkpoint, evaluate, events, folder, loop, methods, optimisers, report)
+    backbones, checkpoint, evaluate, events, folder, loop, methods, optimisers, report, threads)
 from train.augment import TwoViews  # noqa: E402
 from train.checkpoint import Progress  # noqa: E402
 from train.config import Config  # noqa: E402
 from train.data import Images, load  # noqa: E402
 from train.errors import Diverged, InputError  # noqa: E402
+from train.run_files import CONFIG_FILE, DIVERGED_FILE, EMBEDDINGS_FILE, SUMMARY_FILE  # noqa: E402
 from train.seeds import derive_seed  # noqa: E402
-
-SUMMARY_FILE = "summary.json"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,17 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(config: Config) -> dict:
     """Train and evaluate as a resolved configuration says; the summary, which is also written to summary.json."""
-    torch.set_num_threads(config.num_threads)
-    # scikit-learn's thread pools are not PyTorch's.
-    with threadpool_limits(config.num_threads):
-        return train_and_judge(config)
-
-
-def train_and_judge(config: Config) -> dict:
-    """`run`, with the threads that it has set."""
     # The same convolution algorithm every time, or a resumed run on a GPU would differ in the last digits.
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    with folder.claim(config):
+    with threads.limited_to(config.num_threads), folder.claim(config):
         data = load(config).to(config.device)
         torch.manual_seed(derive_seed(config.seed, "weights"))
         method = methods.build(config, backbones.build(config)).to(config.device)
@@ -102,11 +92,11 @@ def start(config: Config, method: torch.nn.Module, optimiser: torch.optim.Optimi
     folder.check_room(config, method)
     try:
         if not config.resume:
-            for name in (SUMMARY_FILE, evaluate.EMBEDDINGS_FILE, report.FILE, loop.DIVERGED_FILE):
+            for name in (SUMMARY_FILE, EMBEDDINGS_FILE, report.FILE, DIVERGED_FILE):
                 (config.output_dir / name).unlink(missing_ok=True)
             shutil.rmtree(config.output_dir / events.FOLDER, ignore_errors=True)
         text = json.dumps(config.to_dict(), indent=2) + "\n"
-        checkpoint.write_atomically(config.output_dir / "config.json", lambda temporary: temporary.write_text(text))
+        checkpoint.write_atomically(config.output_dir / CONFIG_FILE, lambda temporary: temporary.write_text(text))
         # A disk without room for a checkpoint is found out now and not an epoch later.
         checkpoint.save(path, config, progress, method, optimiser)
     except OSError as error:
@@ -118,7 +108,7 @@ def start(config: Config, method: torch.nn.Module, optimiser: torch.optim.Optimi
 def finish(config: Config, data: Images, summary: dict, test: evaluate.Encoded) -> None:
     """Write embeddings.npz, summary.json and report.html; the report is made from the other files of the folder."""
     path = config.output_dir
-    evaluate.save_embeddings(path / evaluate.EMBEDDINGS_FILE, test, data.test_labels.cpu(), data.classes)
+    evaluate.save_embeddings(path / EMBEDDINGS_FILE, test, data.test_labels.cpu(), data.classes)
     checkpoint.write_atomically(path / SUMMARY_FILE,
                                 lambda temporary: temporary.write_text(json.dumps(summary, indent=2) + "\n"))
     # The run's random draws are over; this seed only keeps the pictured views the same from report to report.

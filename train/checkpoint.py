@@ -14,8 +14,9 @@ from torch import nn
 
 from train.config import Config, differing_fields
 from train.errors import InputError
+from train.run_files import CHECKPOINT_FILE
 
-FILE = "checkpoint.pt"
+FILE = CHECKPOINT_FILE
 
 
 @dataclass

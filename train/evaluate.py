@@ -13,17 +13,14 @@ from typing import Any, Iterator
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from train import backbones, checkpoint, collapse, methods, quality, verdicts
+from train import backbones, checkpoint, collapse, methods, quality, threads, verdicts
 from train.augment import TwoViews
 from train.config import Config
 from train.data import Images, load
 from train.errors import InputError
 from train.seeds import derive_seed
-
-EMBEDDINGS_FILE = "embeddings.npz"
 
 MEANINGS = {
     "linear_probe": "accuracy of a linear classifier on the features",
@@ -234,20 +231,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="also write the numbers to this file as JSON")
     options = parser.parse_args(arguments)
     try:
-        run(options.checkpoint, options.data_dir, options.device, options.num_threads, options.output)
+        with threads.limited_to(options.num_threads):
+            run(options.checkpoint, options.data_dir, options.device, options.output)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     return 0
 
 
-def run(path: Path, data_dir: Path | None, device: str, num_threads: int | None, output: Path | None) -> dict[str, Any]:
+def run(path: Path, data_dir: Path | None, device: str, output: Path | None) -> dict[str, Any]:
     """Restore, judge, print and, with `output`, write; the summary."""
-    if num_threads is not None:
-        if num_threads < 1:
-            raise InputError(f"--num-threads was {num_threads}, expected a whole number of at least 1.")
-        torch.set_num_threads(num_threads)
-        threadpool_limits(num_threads)  # scikit-learn's thread pools are not PyTorch's
     # Found out now and not after minutes of work.
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
         raise InputError(f"--output was {output}, expected the name of a file in an existing folder.")

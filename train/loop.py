@@ -21,10 +21,8 @@ from train.config import Config
 from train.data import Images
 from train.errors import Diverged, InputError
 from train.events import Events
+from train.run_files import DIVERGED_FILE, METRICS_FILE
 from train.seeds import derive_seed
-
-METRICS_FILE = "metrics.jsonl"
-DIVERGED_FILE = "diverged.pt"
 
 
 class Interrupted(Exception):

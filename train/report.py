@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 from typing import Iterable
 
-import torch
 from torch import Tensor
 
-from train import checkpoint, figures, planar, sources, tables
+from train import checkpoint, figures, planar, sources, tables, threads
 from train.errors import InputError
 from train.page import Picture, escape, page, picture
+from train.run_files import REPORT_FILE
 from train.sources import Source
 
-FILE = "report.html"
+FILE = REPORT_FILE
 
 DESCRIPTION = """\
 Put runs side by side: their numbers, whether each of four collapses happened and by which threshold, and pictures.
@@ -144,15 +144,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from threadpoolctl import threadpool_limits
-
     output = options.output or (None if options.png else Path(FILE))
     if output is not None and output.suffix not in (".html", ".htm"):
         raise InputError(f"--output was {output}, expected a name that ends in .html.")
-    if options.num_threads is not None:
-        if options.num_threads < 1:
-            raise InputError(f"--num-threads was {options.num_threads}, expected a whole number of at least 1.")
-        torch.set_num_threads(options.num_threads)
     # Found out now and not after minutes of work.
     if output is not None:
         _make(output.parent, "--output", output)
@@ -160,8 +154,7 @@ def _run(options: argparse.Namespace) -> None:
             raise InputError(f"--output was {output}, which is a folder, expected the name of a file.")
     if options.png is not None:
         _make(options.png, "--png", options.png)
-    # scikit-learn's thread pools are not PyTorch's.
-    with threadpool_limits(options.num_threads):
+    with threads.limited_to(options.num_threads):
         print("reading and measuring ...", flush=True)
         found = sources.read(options.runs, options.labels, options.data_dir, options.device)
         drawn = pictures(found)

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from train import arrays, verdicts
 from train.errors import InputError
+from train.run_files import CHECKPOINT_FILE, CONFIG_FILE, EMBEDDINGS_FILE, METRICS_FILE, SUMMARY_FILE
 from train.verdicts import Verdict
 
-CONFIG, SUMMARY, METRICS, EMBEDDINGS, CHECKPOINT = (
-    "config.json", "summary.json", "metrics.jsonl", "embeddings.npz", "checkpoint.pt")
 NO_EPOCH = "no epoch is finished"
 
 
@@ -102,7 +101,7 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     """
     if len(set(paths)) < len(paths):
         raise ValueError(f"paths were {[str(path) for path in paths]}, expected no two the same")
-    depth = [2 if path.name in (CHECKPOINT, EMBEDDINGS) else 1 for path in paths]
+    depth = [2 if path.name in (CHECKPOINT_FILE, EMBEDDINGS_FILE) else 1 for path in paths]
     while True:
         names = ["/".join(path.parts[-d:]) for path, d in zip(paths, depth)]
         alike = [names.count(name) > 1 for name in names]
@@ -113,22 +112,22 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 
 def from_folder(folder: Path, name: str) -> Source:
     """A finished run, from the files in its folder; InputError if one of them is missing or damaged."""
-    if not (folder / SUMMARY).is_file():
-        if (folder / CHECKPOINT).is_file():
+    if not (folder / SUMMARY_FILE).is_file():
+        if (folder / CHECKPOINT_FILE).is_file():
             raise InputError(
-                f"RUN {folder} holds a checkpoint but no {SUMMARY}, expected a finished run: go on with it by its own "
-                f"command and --resume, or give {folder / CHECKPOINT} to have it judged as it stands.")
-        raise InputError(f"RUN {folder} holds no {SUMMARY}, expected the output directory of a finished run of "
+                f"RUN {folder} holds a checkpoint but no {SUMMARY_FILE}, expected a finished run: go on with it by its "
+                f"own command and --resume, or give {folder / CHECKPOINT_FILE} to have it judged as it stands.")
+        raise InputError(f"RUN {folder} holds no {SUMMARY_FILE}, expected the output directory of a finished run of "
                          f"python -m train.")
-    if not (folder / EMBEDDINGS).is_file():
-        raise InputError(f"RUN {folder} holds no {EMBEDDINGS}, expected a run that kept its embeddings (for an older "
-                         f"run, give {folder / CHECKPOINT}).")
-    summary, config = _json(folder / SUMMARY), _json(folder / CONFIG)
-    content = arrays.load(folder / EMBEDDINGS)
-    history = _rows(folder / METRICS)
+    if not (folder / EMBEDDINGS_FILE).is_file():
+        raise InputError(f"RUN {folder} holds no {EMBEDDINGS_FILE}, expected a run that kept its embeddings (for an "
+                         f"older run, give {folder / CHECKPOINT_FILE}).")
+    summary, config = _json(folder / SUMMARY_FILE), _json(folder / CONFIG_FILE)
+    content = arrays.load(folder / EMBEDDINGS_FILE)
+    history = _rows(folder / METRICS_FILE)
     return Source(name, content.embeddings, summary, config, history, summary.get("levels", {}), content.features,
                   content.clusters, content.labels, content.classes, content.view_clusters,
-                  {"history": NO_EPOCH} | dict.fromkeys(("clusters", "labels"), f"its {EMBEDDINGS} holds none"))
+                  {"history": NO_EPOCH} | dict.fromkeys(("clusters", "labels"), f"its {EMBEDDINGS_FILE} holds none"))
 
 
 def from_checkpoint(path: Path, name: str, data_dir: Path | None, device: str) -> Source:

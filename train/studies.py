@@ -21,6 +21,7 @@ from tqdm import tqdm
 from train import checkpoint
 from train.config import PRESETS, Config, differing_fields
 from train.errors import InputError
+from train.run_files import CONFIG_FILE, SUMMARY_FILE
 from train.study_definitions import BUDGET, STUDIES, Arm, Options
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,7 +59,7 @@ class Run:
     def summary(self) -> dict[str, Any] | None:
         """What the finished run measured; None if it is not finished. InputError if the folder holds another run."""
         try:
-            stored = json.loads((self.folder / "config.json").read_text())
+            stored = json.loads((self.folder / CONFIG_FILE).read_text())
         except FileNotFoundError:
             return None
         # How many threads shared the work decides the seconds and the last digits, not what is studied.
@@ -67,7 +68,7 @@ class Run:
             raise InputError(f"{self.folder} holds a run with other options, expected the same "
                              f"{', '.join(differences)} (choose another --output-dir, or remove it).")
         try:
-            return json.loads((self.folder / "summary.json").read_text())
+            return json.loads((self.folder / SUMMARY_FILE).read_text())
         except FileNotFoundError:
             return None
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from train import arrays, backbones, checkpoint, collapse, evaluate, methods, optimisers, quality, verdicts
+from train import arrays, backbones, checkpoint, collapse, evaluate, methods, optimisers, quality, run_files, verdicts
 from train.config import Config
 from train.data import load
 from train.errors import InputError
@@ -101,7 +101,7 @@ def example(views=True):
 
 @pytest.mark.parametrize("views", [True, False])
 def test_embeddings_come_back(tmp_path, views):
-    path = tmp_path / evaluate.EMBEDDINGS_FILE
+    path = tmp_path / run_files.EMBEDDINGS_FILE
     encoded, labels, classes = example(views)
     evaluate.save_embeddings(path, encoded, labels, classes)
     assert [file.name for file in tmp_path.iterdir()] == ["embeddings.npz"]
