@@ -25,16 +25,27 @@ class Dictionary:
         weight: the `(f, c)` matrix of a dense dictionary, else None.
         signs: the matrix of a dense dictionary whose entries are all ±1, packed to bits, else None: int32 of shape
             `(c, ceil(f / 32))`, bit k mod 32 of word k div 32 set where coordinate k is -1.
+        first_code, total_codes: 0 and c; for a `CodeRange` where it begins and how many codes the whole dictionary has.
     """
 
     kind: str
     weight: torch.Tensor | None = None
     signs: torch.Tensor | None = None
+    first_code: int = 0
 
     def __init__(self, num_features: int, num_codes: int, seed: int = 0):
         self.num_features = _checked_int("num_features", num_features, 1, 2**31 - 1)
         self.num_codes = _checked_int("num_codes", num_codes, 1, 2**62)
         self.seed = _checked_int("seed", seed, 0, 2**64 - 1)
+
+    @property
+    def total_codes(self) -> int:
+        return self.num_codes
+
+    @property
+    def block_size(self) -> int:
+        """Consecutive codes that are made together; a `CodeRange` begins at a multiple of it."""
+        return 1
 
     def to_dense(self, start: int = 0, stop: int | None = None, dtype=torch.float32, device=None) -> torch.Tensor:
         """Columns `start` … `stop - 1` of W as a matrix of shape `(num_features, stop - start)`.
@@ -196,6 +207,46 @@ class DenseDictionary(Dictionary):
 
     def __repr__(self) -> str:
         return f"DenseDictionary(num_features={self.num_features}, num_codes={self.num_codes})"
+
+
+class CodeRange(Dictionary):
+    """Codes `first_code` … `first_code + num_codes - 1` of a dictionary, numbered from 0: what one rank works on.
+
+    Args:
+        whole: the dictionary.
+        start, stop: 0 <= start < stop <= whole.num_codes, start a multiple of whole.block_size.
+
+    Raises:
+        ValueError: not such a range.
+    """
+
+    def __init__(self, whole: Dictionary, start: int, stop: int):
+        if not 0 <= start < stop <= whole.num_codes or start % whole.block_size != 0:
+            raise ValueError(
+                f"expected 0 <= start < stop <= {whole.num_codes} and start a multiple of {whole.block_size}, "
+                f"got start={start}, stop={stop}"
+            )
+        super().__init__(whole.num_features, stop - start, whole.seed)
+        self.kind, self.first_code, self._whole = whole.kind, start, whole
+        self.weight = None if whole.weight is None else whole.weight[:, start:stop]
+        self.signs = None if whole.signs is None else whole.signs[start:stop]
+
+    @property
+    def total_codes(self) -> int:
+        return self._whole.num_codes
+
+    @property
+    def block_size(self) -> int:
+        return self._whole.block_size
+
+    def identity(self) -> bytes:
+        raise NotImplementedError("a range of codes has no identity of its own: ask the whole dictionary")
+
+    def _columns(self, start, stop, dtype, device):
+        return self._whole._columns(self.first_code + start, self.first_code + stop, dtype, device)
+
+    def __repr__(self) -> str:
+        return f"codes {self.first_code} to {self.first_code + self.num_codes - 1} of {self._whole!r}"
 
 
 def describe_identity(identity: bytes) -> str:

@@ -15,7 +15,7 @@ namespace cplearn {
 
 enum class CodeKind : int { kHadamard = 0, kRademacher = 1, kPacked = 2 };
 
-// A dictionary of ±1 codes.
+// A dictionary of ±1 codes, or the range of one that a rank works on: its codes are numbered from 0 here.
 struct Codes {
   CodeKind kind;
   int64_t num_features;
@@ -24,6 +24,8 @@ struct Codes {
   int log2_block;             // Hadamard: a block holds 2^log2_block codes
   const int32_t* positions;   // Hadamard: positions[k] is the place of coordinate k in a block
   const uint32_t* packed;     // packed: (num_codes, ceil(num_features / 32)) words; bit k % 32 of word k / 32, 1 is -1
+  int64_t first_code = 0;     // generated codes are those from here on; a multiple of the block
+  int64_t total_codes = num_codes;  // of the whole dictionary
 };
 
 enum class Prior : int { kReverseKL = 0, kCrossEntropy = 1 };
