@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from . import ops, reference, validation
+from . import agreement, distributed, ops, ranks, reference, validation
 from .backends import check_name
 from .dictionary import Dictionary
 
@@ -20,6 +20,7 @@ def cplearn_loss(
     prior_probs: torch.Tensor | None = None,
     return_terms: bool = False,
     process_group=None,
+    rows: str = "sharded",
     backend: str | None = None,
 ):
     """The CPLearn loss of two views, symmetric in them, with memory that does not depend on the number of codes.
@@ -39,17 +40,26 @@ def cplearn_loss(
         prior: "reverse_kl" (the authors' code) or "cross_entropy" (the paper's formula).
         prior_probs: q, floating-point, shape `(num_codes,)`, summing to 1; positive under "reverse_kl". None: uniform.
         return_terms: also return `{"invariance": ..., "prior": ...}`, detached, each the mean over both orders.
-        process_group: reserved for sharding over processes; only None is accepted in this version.
-        backend: see `backends()`; None picks the fastest that can serve the call.
+        process_group: the processes that compute one loss together, each with a share of the codes: a ProcessGroup,
+            or "world" for the default group as it is at the time of the call. None: this process alone. All ranks call
+            alike, in the same order; docs/scaling.md says what is sent, and what happens when a rank fails.
+        rows: with a process group, "sharded": each rank hands in its part of the batch, of any size, and the loss is
+            that of all parts together, the same number on every rank; "replicated": every rank hands in the same rows.
+        backend: see `backends()`; None picks the fastest that can serve the call. The same on every rank.
 
     Returns:
         0-d tensor (float64 for float64 inputs, else float32), differentiable once in h1 and h2 (any number of times
         with `backend="reference"`). With `return_terms`, `(loss, terms)`.
 
+        Over sharded rows each rank's gradient is the number of ranks times dL/dh of its rows, because
+        DistributedDataParallel and FSDP average gradients over ranks: those of the parameters are then the ones of a
+        single process with the whole batch. Over replicated rows it is dL/dh.
+
     Raises:
-        TypeError, ValueError: an argument of the wrong kind, shape or range; nothing has been computed then.
-        RuntimeError: the named backend cannot serve the call.
-        NotImplementedError: a process group, or a second derivative on a fused backend.
+        TypeError, ValueError: an argument of the wrong kind, shape or range, a process group that is not initialised;
+            nothing has been computed then. On all ranks, if they differ in an argument (the sentence says which).
+        RuntimeError: the named backend cannot serve the call, or another rank failed or died (it is named).
+        NotImplementedError: a second derivative on a fused backend.
 
     Source: Sansone, Lebailly, Tuytelaars, "Collapse-Proof Non-Contrastive Self-Supervised Learning" (ICML 2025).
 
@@ -57,28 +67,35 @@ def cplearn_loss(
         >>> d = HadamardDictionary(num_features=128, num_codes=16384)
         >>> cplearn_loss(h1, h2, d, temperature=default_temperature(128, 16384)).backward()
     """
-    validation.check_embeddings("h1", h1, dictionary)
-    validation.check_embeddings("h2", h2, dictionary)
-    validation.check_pair(h1, h2)
-    temperature = validation.check_temperature(temperature)
-    beta = validation.check_beta(beta)
-    validation.check_prior(prior, prior_probs, dictionary.num_codes)
-    validation.check_process_group(process_group)
-    check_name(backend)
-    if prior_probs is not None:
-        if prior_probs.device != h1.device:
+
+    def check():
+        validation.check_embeddings("h1", h1, dictionary)
+        validation.check_embeddings("h2", h2, dictionary)
+        validation.check_pair(h1, h2)
+        validation.check_prior(prior, prior_probs, dictionary.num_codes)
+        check_name(backend)
+        if prior_probs is not None and prior_probs.device != h1.device:
             raise ValueError(f"prior_probs: expected a tensor on {h1.device} like h1, got {prior_probs.device}")
+        return validation.check_temperature(temperature), validation.check_beta(beta)
+
+    temperature, beta = _checked(check, process_group, rows)
+    if prior_probs is not None:
         prior_probs = prior_probs.detach()
+    need_grad = torch.is_grad_enabled() and (h1.requires_grad or h2.requires_grad)
     if backend == "reference":
         if prior_probs is not None and not torch.compiler.is_compiling():
             validation.check_prior_values(prior, prior_probs)
+        if process_group is not None:
+            call = agreement.Call("cplearn_loss", backend, dictionary, h1.dtype, rows, h1.shape[0], temperature, beta,
+                                  prior, prior_probs, need_grad=need_grad)  # fmt: skip
+            h1, h2 = _everyones_rows(process_group, call, [h1, h2])
         return reference.cplearn_loss(
             h1, h2, dictionary, temperature=temperature, beta=beta, prior=prior, prior_probs=prior_probs,
             return_terms=return_terms,
         )  # fmt: skip
-    need_grad = torch.is_grad_enabled() and (h1.requires_grad or h2.requires_grad)
     loss, invariance, prior_value, _, _ = ops.call_loss(
         h1, h2, prior_probs, *ops.dictionary_arguments(dictionary), temperature, beta, prior, need_grad, backend or "",
+        ranks.name_of(process_group), rows,
     )  # fmt: skip
     if return_terms:
         return loss, {"invariance": invariance.detach(), "prior": prior_value.detach()}
@@ -143,23 +160,52 @@ def expected_code(
 
 
 def mean_assignment(
-    h: torch.Tensor, dictionary: Dictionary, *, temperature: float, backend: str | None = None
+    h: torch.Tensor,
+    dictionary: Dictionary,
+    *,
+    temperature: float,
+    process_group=None,
+    rows: str = "sharded",
+    backend: str | None = None,
 ) -> torch.Tensor:
     """`p̄_j = (1/n) sum_i p_ij`, the batch mean of P.
 
-    Args, Raises: as for `projector_softmax`.
+    Args, Raises: as for `projector_softmax`; process_group and rows as for `cplearn_loss`.
 
     Returns:
-        `(num_codes,)`, float64 for float64 inputs, else float32; differentiable once in h.
+        `(num_codes,)`, float64 for float64 inputs, else float32; differentiable once in h. With a process group it is
+        the mean over the rows of all ranks, the whole of it on every rank: the one function whose traffic grows with
+        the number of codes. Gradients as for `cplearn_loss`.
 
     Example:
         >>> mean_assignment(h, d, temperature=0.6).sum()     # 1
     """
-    return _unary("mean_assignment", h, dictionary, temperature, backend)
+    if process_group is None:
+        return _unary("mean_assignment", h, dictionary, temperature, backend)
+
+    def check():
+        validation.check_embeddings("h", h, dictionary)
+        check_name(backend)
+        return validation.check_temperature(temperature)
+
+    temperature = _checked(check, process_group, rows)
+    if backend == "reference":
+        call = agreement.Call("mean_assignment", backend, dictionary, h.dtype, rows, h.shape[0], temperature)
+        (h,) = _everyones_rows(process_group, call, [h])
+        return reference.mean_assignment(h, dictionary, temperature=temperature)
+    return ops.mean_assignment_over_ranks(
+        h, *ops.dictionary_arguments(dictionary), temperature, backend or "", ranks.name_of(process_group), rows
+    )[0]
 
 
 def assign(
-    h: torch.Tensor, dictionary: Dictionary, *, top_k: int = 1, backend: str | None = None
+    h: torch.Tensor,
+    dictionary: Dictionary,
+    *,
+    top_k: int = 1,
+    process_group=None,
+    rows: str = "sharded",
+    backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The codes with the largest inner product, per row, without ever forming the `(n, c)` scores.
 
@@ -167,6 +213,8 @@ def assign(
         h: embeddings `(n, num_features)`.
         dictionary: the codes.
         top_k: how many codes per row, 1 <= top_k <= num_codes.
+        process_group, rows: as for `cplearn_loss`: the rows of all ranks are looked up together, each rank in its
+            share of the codes. The result is the same as that of every rank looking up its own rows alone.
         backend: see `backends()`.
 
     Returns:
@@ -175,19 +223,49 @@ def assign(
         scores that are not finite and codes of no meaning.
 
     Raises:
-        TypeError, ValueError: bad arguments. RuntimeError: the named backend cannot serve the call.
+        TypeError, ValueError: bad arguments. RuntimeError: the named backend cannot serve the call, or a rank failed.
 
     Example:
         >>> scores, codes = assign(h, d)
         >>> codes[:, 0].unique().numel()     # codes used by the batch
     """
-    validation.check_embeddings("h", h, dictionary)
-    validation.check_top_k(top_k, dictionary.num_codes)
-    check_name(backend)
+
+    def check():
+        validation.check_embeddings("h", h, dictionary)
+        validation.check_top_k(top_k, dictionary.num_codes)
+        check_name(backend)
+
+    _checked(check, process_group, rows)
     if backend == "reference":
         with torch.no_grad():
+            if process_group is None:
+                return reference.assign(h, dictionary, top_k=top_k)
+            # The oracle looks through all codes for the rows of this rank.
+            call = agreement.Call("assign", backend, dictionary, h.dtype, rows, h.shape[0], top_k=top_k)
+            _everyones_rows(process_group, call, [])
             return reference.assign(h, dictionary, top_k=top_k)
-    return ops.assign(h.detach(), *ops.dictionary_arguments(dictionary), top_k, backend or "")
+    return ops.assign(
+        h.detach(), *ops.dictionary_arguments(dictionary), top_k, backend or "", ranks.name_of(process_group), rows
+    )
+
+
+def _checked(check, process_group, rows):
+    """What `check()` returns; with a process group its error is reported to the ranks that wait for this one."""
+    validation.check_rows(rows)
+    if process_group is None or torch.compiler.is_compiling():
+        return check()
+    ranks.check(process_group)
+    try:
+        return check()
+    except (TypeError, ValueError):
+        with ranks.of(process_group).call():
+            raise
+
+
+@torch.compiler.disable
+def _everyones_rows(process_group, call, views):
+    with ranks.of(process_group).call():
+        return distributed.everyones_rows(ranks.of(process_group), call, views)
 
 
 def _unary(name, h, dictionary, temperature, backend):

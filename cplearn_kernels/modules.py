@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from . import validation
+from . import ranks, validation
 from .backends import check_name
 from .dictionary import Dictionary, describe_identity
 from .functional import assign, cplearn_loss
@@ -56,7 +56,8 @@ class CPLearnLoss(nn.Module):
     Args:
         dictionary: the codes.
         temperature: a positive number; None means `default_temperature` for `embedding`.
-        beta, prior, prior_probs, process_group, backend: as for `cplearn_loss`.
+        beta, prior, prior_probs, process_group, rows, backend: as for `cplearn_loss`. A module that is copied or
+            pickled wants process_group="world": a ProcessGroup can be neither.
         embedding: "l2" or "tanh": what the default temperature assumes of the inputs.
         batch_size: the global batch size; needed for the default temperature of "tanh".
         eps: see `default_temperature`.
@@ -81,6 +82,7 @@ class CPLearnLoss(nn.Module):
         batch_size: int | None = None,
         eps: float | None = None,
         process_group=None,
+        rows: str = "sharded",
         backend: str | None = None,
     ):
         super().__init__()
@@ -91,7 +93,8 @@ class CPLearnLoss(nn.Module):
         if prior_probs is not None:
             validation.check_prior_values(prior, prior_probs)
             prior_probs = prior_probs.detach().clone()
-        validation.check_process_group(process_group)
+        ranks.check_kind(process_group)
+        validation.check_rows(rows)
         check_name(backend)
         if temperature is None:
             temperature = default_temperature(
@@ -103,6 +106,7 @@ class CPLearnLoss(nn.Module):
         self.prior = prior
         self.embedding = embedding
         self.process_group = process_group
+        self.rows = rows
         self.backend = backend
         self.register_buffer("prior_probs", prior_probs, persistent=False)
         identity = torch.tensor(list(dictionary.identity()), dtype=torch.uint8)
@@ -112,12 +116,15 @@ class CPLearnLoss(nn.Module):
         """Embeddings `(n, num_features)` of two views to the loss, or to `(loss, terms)`; see `cplearn_loss`."""
         return cplearn_loss(
             h1, h2, self.dictionary, temperature=self.temperature, beta=self.beta, prior=self.prior,
-            prior_probs=self.prior_probs, return_terms=return_terms, process_group=self.process_group,
+            prior_probs=self.prior_probs, return_terms=return_terms, process_group=self.process_group, rows=self.rows,
             backend=self.backend,
         )  # fmt: skip
 
     def assign(self, h: torch.Tensor, top_k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        """The best codes of each row: (scores, codes), each `(n, top_k)`; see `cplearn_kernels.assign`."""
+        """The best codes of each row: (scores, codes), each `(n, top_k)`; see `cplearn_kernels.assign`.
+
+        Of this process's rows alone, without the process group: one rank may call it when the others do not.
+        """
         return assign(h, self.dictionary, top_k=top_k, backend=self.backend)
 
     def extra_repr(self) -> str:

@@ -1,19 +1,21 @@
 """The functions as torch.library operators: fake implementations for the compiler, autograd, and the backend's choice.
 
 A dictionary crosses the operator boundary as plain values (kind, num_features, num_codes, seed) plus the matrix of a
-dense one, because schemas know no Python objects. Every backward is an operator of its own whose own backward raises:
-second derivatives are not implemented, and saying so beats returning zeros.
+dense one, a process group as its name ("" for none), because schemas know no Python objects. Every backward is an
+operator of its own whose own backward raises: second derivatives are not implemented, and saying so beats returning
+zeros.
 """
 
 from __future__ import annotations
 
+import contextlib
 import typing
 from typing import Optional
 
 import torch
 from torch import Tensor
 
-from . import validation
+from . import distributed, ranks, validation
 from .backends import select
 from .dictionary import Dictionary, rebuild
 
@@ -64,7 +66,7 @@ def _register_autograd(operator, backward, setup) -> None:
 
 
 def _loss_fake(h1, h2, prior_probs, weight, signs, kind, num_features, num_codes, seed, temperature, beta, prior,
-               need_grad, backend):  # fmt: skip
+               need_grad, backend, group="", rows="sharded"):  # fmt: skip
     scalars = [h1.new_empty((), dtype=_result_dtype(h1)) for _ in range(3)]
     shape = h1.shape if need_grad else (0,)
     return (*scalars, *(h1.new_empty(shape, dtype=_result_dtype(h1)) for _ in range(2)))
@@ -73,15 +75,36 @@ def _loss_fake(h1, h2, prior_probs, weight, signs, kind, num_features, num_codes
 def _loss(
     h1: Tensor, h2: Tensor, prior_probs: Optional[Tensor], weight: Optional[Tensor], signs: Optional[Tensor],
     kind: str, num_features: int, num_codes: int, seed: int, temperature: float, beta: float, prior: str,
-    need_grad: bool, backend: str,
+    need_grad: bool, backend: str, group: str = "", rows: str = "sharded",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(loss, invariance, prior, dL/dh1, dL/dh2); the last two are empty unless `need_grad`."""
     dictionary = _dictionary(weight, signs, kind, num_features, num_codes, seed)
+    arguments = h1, h2, dictionary, temperature, beta, prior, prior_probs, need_grad
+    with _over_ranks(group, h1) as others:
+        _check_prior_values(prior, prior_probs)
+        module = _select(backend, "cplearn_loss", dictionary, h1)
+        if others is None:
+            return module.cplearn_loss(*arguments)
+        return distributed.cplearn_loss(others, module, *arguments, rows)
+
+
+@contextlib.contextmanager
+def _over_ranks(group: str, h: Tensor):
+    """The ranks of the group that `group` names, None if there is one process; an error inside is reported to them."""
+    others = ranks.named(group) if group else None
+    if others is None or others.world == 1:
+        yield None
+        return
+    if h.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("process_group: ranks compare their arguments on the host, which no CUDA graph can capture")
+    with others.call():
+        yield others
+
+
+def _check_prior_values(prior: str, prior_probs: Optional[Tensor]) -> None:
     # Reading values would make the GPU wait, which a graph cannot capture: there they are taken on trust.
     if prior_probs is not None and not (prior_probs.is_cuda and torch.cuda.is_current_stream_capturing()):
         validation.check_prior_values(prior, prior_probs)
-    module = _select(backend, "cplearn_loss", dictionary, h1)
-    return module.cplearn_loss(h1, h2, dictionary, temperature, beta, prior, prior_probs, need_grad)
 
 
 def _loss_backward(upstream: Tensor, grad: Tensor, h: Tensor) -> Tensor:
@@ -109,7 +132,7 @@ def _loss_autograd(ctx, upstream, *_):
     return (
         scale(upstream, grad1, h1) if ctx.needs_input_grad[0] else None,
         scale(upstream, grad2, h2) if ctx.needs_input_grad[1] else None,
-        *[None] * 12,
+        *[None] * 14,
     )
 
 
@@ -197,10 +220,45 @@ expected_code, expected_code_backward = _unary("expected_code", lambda h, c: h.s
 mean_assignment, mean_assignment_backward = _unary("mean_assignment", lambda h, c: (c,))
 
 
+# --- mean_assignment over many processes ------------------------------------------------------------------------------
+
+
+def _mean_fake(h, weight, signs, kind, num_features, num_codes, seed, temperature, backend, group, rows):
+    return h.new_empty(num_codes, dtype=_result_dtype(h)), torch.empty((), dtype=torch.float64)
+
+
+@_operator("mean_assignment_over_ranks", _mean_fake)
+def mean_assignment_over_ranks(
+    h: Tensor, weight: Optional[Tensor], signs: Optional[Tensor], kind: str, num_features: int, num_codes: int,
+    seed: int, temperature: float, backend: str, group: str, rows: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(p̄ of all ranks' rows, what the gradient of p̄ of this rank's rows alone must be multiplied with)."""
+    dictionary = _dictionary(weight, signs, kind, num_features, num_codes, seed)
+    with _over_ranks(group, h) as others:
+        module = _select(backend, "mean_assignment", dictionary, h)
+        if others is None:
+            return module.mean_assignment(h, dictionary, temperature), torch.ones((), dtype=torch.float64)
+        return distributed.mean_assignment(others, module, h, dictionary, temperature, rows)
+
+
+def _mean_setup(ctx, inputs, output):
+    h, weight, signs, *ctx.settings = inputs
+    ctx.save_for_backward(h, weight, signs, output[1])
+
+
+def _mean_autograd(ctx, upstream, _):
+    h, weight, signs, factor = ctx.saved_tensors
+    *settings, _, _ = ctx.settings
+    return mean_assignment_backward(upstream * factor, h, None, weight, signs, *settings), *[None] * 10
+
+
+_register_autograd(mean_assignment_over_ranks, _mean_autograd, _mean_setup)
+
+
 # --- assign: no gradient ---------------------------------------------------------------------------------------------
 
 
-def _assign_fake(h, weight, signs, kind, num_features, num_codes, seed, top_k, backend):
+def _assign_fake(h, weight, signs, kind, num_features, num_codes, seed, top_k, backend, group="", rows="sharded"):
     shape = (h.shape[0], top_k)
     return h.new_empty(shape, dtype=_result_dtype(h)), h.new_empty(shape, dtype=torch.int64)
 
@@ -208,11 +266,15 @@ def _assign_fake(h, weight, signs, kind, num_features, num_codes, seed, top_k, b
 @_operator("assign", _assign_fake)
 def assign(
     h: Tensor, weight: Optional[Tensor], signs: Optional[Tensor], kind: str, num_features: int, num_codes: int,
-    seed: int, top_k: int, backend: str,
+    seed: int, top_k: int, backend: str, group: str = "", rows: str = "sharded",
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(scores, codes), each `(n, top_k)`."""
     dictionary = _dictionary(weight, signs, kind, num_features, num_codes, seed)
-    return _select(backend, "assign", dictionary, h).assign(h, dictionary, top_k)
+    with _over_ranks(group, h) as others:
+        module = _select(backend, "assign", dictionary, h)
+        if others is None:
+            return module.assign(h, dictionary, top_k)
+        return distributed.assign(others, module, h, dictionary, top_k, rows)
 
 
 # --- second derivatives ----------------------------------------------------------------------------------------------

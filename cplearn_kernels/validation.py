@@ -9,6 +9,8 @@ import torch
 from .dictionary import Dictionary
 
 PRIORS = ("reverse_kl", "cross_entropy")
+# How the rows of a batch lie on the ranks of a process group: each has its own, or all have the same ones.
+ROWS = ("sharded", "replicated")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -96,10 +98,7 @@ def check_top_k(top_k: int, num_codes: int) -> None:
         raise ValueError(f"top_k: expected 1 <= top_k <= {num_codes} (num_codes), got {top_k}")
 
 
-def check_process_group(process_group) -> None:
-    """Raise unless no process group is given: sharding over processes is not part of this version."""
-    if process_group is not None:
-        raise NotImplementedError(
-            "process_group: sharding over processes is not part of this version, expected None, "
-            f"got {type(process_group).__name__}"
-        )
+def check_rows(rows: str) -> None:
+    """Raise unless `rows` names how a batch lies on the ranks."""
+    if rows not in ROWS:
+        raise ValueError(f"rows: expected one of {ROWS}, got {rows!r}")
