@@ -16,6 +16,7 @@ from typing import Iterator
 
 import torch
 import torch.distributed as dist
+from cplearn_kernels.ranks import RankFailure
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -80,8 +81,8 @@ class Processes:
             raise InputError(f"--device was {config.device}, expected cuda with {self.world} processes, each of which "
                              f"takes a GPU of its own, or cpu.")
         if self.local_rank >= torch.cuda.device_count():
-            raise InputError(f"--device was {config.device}, expected a GPU for each process of this machine, which has "
-                             f"{torch.cuda.device_count()} (or --device cpu).")
+            raise InputError(f"--device was {config.device}, expected a GPU for each process of this machine, which "
+                             f"has {torch.cuda.device_count()} (or --device cpu).")
 
     def rows(self, batch_size: int) -> slice:
         """This process's part of every batch."""
@@ -163,11 +164,12 @@ class Processes:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Names what happens to a run when a process of it is gone: raises Lost, or Elsewhere if that one has spoken."""
+        """Names what happens to a run when a process is gone: raises Lost, or Elsewhere if that one has spoken."""
         try:
             yield
         except RuntimeError as error:
-            if not (self.together and re.search("gloo|nccl", str(error), re.IGNORECASE)):
+            known = isinstance(error, RankFailure) or re.search("gloo|nccl", str(error), re.IGNORECASE)
+            if not (self.together and known):
                 self._tell(1)
                 raise
             # torchrun ends the others as soon as one is gone; a sentence on what happened takes no longer.
@@ -232,7 +234,7 @@ class Processes:
             return None
 
     def watch(self) -> None:
-        """End this process if another has ended and this one still waits for it in a collective that does not notice."""
+        """End this process if another has ended and this one still waits in a collective that does not notice."""
         while not self.over.wait(1.0):
             status = self._ended(0.0)
             if status is not None and not self.over.wait(GRACE):
