@@ -129,8 +129,8 @@ def start(config: Config, method: torch.nn.Module, optimiser: torch.optim.Optimi
     progress = checkpoint.restore(path, config, method, optimiser) if config.resume else Progress()
     before, now = (progress.processes, progress.threads), (world, config.num_threads)
     if progress.threads is not None and before != now:
-        print("The last digits may differ from those of a run that was not stopped: {} processes with {} CPU threads "
-              "each went before, {} with {} go on.".format(*before, *now))
+        print(f"Processes before and now: {before[0]} and {now[0]}; CPU threads of each: {before[1]} and {now[1]}. The "
+              f"last digits may differ from those of a run that was not stopped.")
     progress.processes, progress.threads = now
     folder.check_room(config, method)
     try:
