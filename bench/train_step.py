@@ -66,7 +66,8 @@ class Turn:
         self.config, self.images, self.steps = config, images, steps
         self.method = methods.build(config, backbones.build(config)).to(config.device).train()
         self.optimiser = optimisers.build(config, self.method)
-        self.views, self.encode = TwoViews(config).to(config.device), loop.encoder(config, self.method)
+        self.views = TwoViews(config).to(config.device)
+        self.encode = loop.BothViews(loop.encoder(config, self.method), self.method)
         self.batches = loop.batches(config, len(images), 0)
         self.taken: list[dict[str, float]] = []
 

@@ -11,69 +11,107 @@ import os  # noqa: E402
 import shlex  # noqa: E402
 import shutil  # noqa: E402
 import sys  # noqa: E402
+from contextlib import ExitStack, redirect_stderr, redirect_stdout  # noqa: E402
+from dataclasses import replace  # noqa: E402
 
 import torch  # noqa: E402
 import tyro  # noqa: E402
 
 from train import (  # noqa: E402
-    backbones, checkpoint, evaluate, events, folder, loop, methods, optimisers, report, threads)
+    backbones, checkpoint, evaluate, events, folder, loop, methods, optimisers, processes, report, threads)
 from train.augment import TwoViews  # noqa: E402
 from train.checkpoint import Progress  # noqa: E402
 from train.config import Config  # noqa: E402
 from train.data import Images, load  # noqa: E402
 from train.errors import Diverged, InputError  # noqa: E402
+from train.processes import ALONE, Elsewhere, Lost, Processes  # noqa: E402
 from train.run_files import CONFIG_FILE, DIVERGED_FILE, EMBEDDINGS_FILE, SUMMARY_FILE  # noqa: E402
 from train.seeds import derive_seed  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; the exit status (0 done, 1 diverged, 2 bad input, 130 or 143 stopped by a signal)."""
+    """Run the command line; the exit status (0 done, 1 diverged, 2 bad input, 130 or 143 stopped by a signal).
+
+    Under torchrun every process runs this; 1 is also the status if one of them is lost. Only one of them prints.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
-    config = tyro.cli(Config, args=arguments, prog="python -m train", config=(tyro.conf.FlagCreatePairsOff,))
+    config = parse(arguments)
     kept = [argument for argument in arguments if argument not in ("--resume", "--overwrite")]
-    again = shlex.join(["python", "-m", "train", *kept, "--resume"])
+    again = shlex.join([*processes.launcher(), *kept, "--resume"])
+    ranks = ALONE
     try:
-        config = config.resolved()
-        if "--num-threads" not in " ".join(kept):
-            # Another number of threads would be another configuration.
-            again += f" --num-threads {config.num_threads}"
-        run(config)
-    except (InputError, Diverged) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
+        ranks = processes.join()
+        with ranks.watched():
+            with ranks.agreement():
+                config = config.resolved()
+                ranks.check(config)
+            if "--num-threads" not in " ".join(kept):
+                # Another number of threads would give other roundings.
+                again += f" --num-threads {config.num_threads}"
+            run(config, ranks)
+    except Elsewhere:
+        return ranks.end_quietly()
+    except (InputError, Diverged, Lost) as error:
+        name = "" if ranks.first else f"rank {ranks.rank}: "
+        return ranks.end(error.exit_status, f"error: {name}{error}")
     except loop.Interrupted as stop:
-        print(f"{stop} Go on with:\n  {again}", file=sys.stderr)
-        return stop.exit_status
+        return ranks.end(stop.exit_status, f"{stop} Go on with:\n  {again}")
     except BrokenPipeError:
         # Whoever read the output is gone; Python would complain once more when it flushes.
         sys.stdout = open(os.devnull, "w")
-        print(f"Stopped, because nothing reads the output any more. If a checkpoint was saved, go on with:\n  {again}",
-              file=sys.stderr)
-        return 141
+        return ranks.end(141, f"Stopped, because nothing reads the output any more. If a checkpoint was saved, go on "
+                              f"with:\n  {again}")
     except KeyboardInterrupt:
-        print(f"Stopped. If a checkpoint was saved, go on with:\n  {again}", file=sys.stderr)
-        return 130
+        return ranks.end(130, f"Stopped. If a checkpoint was saved, go on with:\n  {again}")
     return 0
 
 
-def run(config: Config) -> dict:
-    """Train and evaluate as a resolved configuration says; the summary, which is also written to summary.json."""
+def parse(arguments: list[str]) -> Config:
+    """The configuration that a command line gives; of many processes the first alone explains what is wrong with it."""
+    with ExitStack() as silence:
+        if not processes.is_first():
+            nowhere = silence.enter_context(open(os.devnull, "w"))
+            silence.enter_context(redirect_stdout(nowhere))
+            silence.enter_context(redirect_stderr(nowhere))
+        return tyro.cli(Config, args=arguments, prog="python -m train", config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def run(config: Config, ranks: Processes = ALONE) -> dict | None:
+    """Train and evaluate as a resolved configuration says; the summary, which is also written to summary.json.
+
+    Of many processes the first alone evaluates and returns something.
+    """
     # The same convolution algorithm every time, or a resumed run on a GPU would differ in the last digits.
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    with threads.limited_to(config.num_threads), folder.claim(config):
-        data = load(config).to(config.device)
-        torch.manual_seed(derive_seed(config.seed, "weights"))
-        method = methods.build(config, backbones.build(config)).to(config.device)
+    with threads.limited_to(config.num_threads), ExitStack() as held:
+        with ranks.first_goes_ahead():
+            if ranks.first:
+                held.enter_context(folder.claim(config))
+            data = load(replace(config, download=config.download and ranks.first)).to(config.device)
+        with ranks.agreement():
+            ranks.check_same(data.train_images)
+        with ranks.agreement():
+            torch.manual_seed(derive_seed(config.seed, "weights"))
+            method = methods.build(config, backbones.build(config)).to(config.device)
+        method = ranks.synchronised(method, config.device)
         optimiser = optimisers.build(config, method)
-        progress = start(config, method, optimiser)
+        with ranks.agreement():
+            progress = start(config, method, optimiser, ranks.world) if ranks.first else Progress()
+        progress = checkpoint.share(ranks, config, progress, method, optimiser)
         earlier = sum(progress.seconds.values())
-        print(f"{config.method} on {config.dataset}: {len(data.train_images)} training and {len(data.test_images)} "
-              f"test images, {sum(p.numel() for p in method.parameters()):,} weights, {method.num_clusters:,} "
-              f"clusters, {config.device}")
-        loop.train(config, data, method, optimiser, progress)
+        if ranks.first:
+            shared = f" in {ranks.world} processes" if ranks.world > 1 else ""
+            print(f"{config.method} on {config.dataset}: {len(data.train_images)} training and "
+                  f"{len(data.test_images)} test images, {sum(p.numel() for p in method.parameters()):,} weights, "
+                  f"{method.num_clusters:,} clusters, {config.device}{shared}")
+        loop.train(config, data, method, optimiser, progress, ranks)
+        # Evaluation may take long, and nobody should have to wait for it.
+        ranks.part()
+        if not ranks.first:
+            return None
         print("evaluating ...", flush=True)
         summary, test = evaluate.judge(config, data, method)
-        summary |= {"levels": method.lines(), **loop.throughput(config, progress),
+        summary |= {"levels": method.lines(), **loop.throughput(config, progress), "processes": ranks.world,
                     "seconds": earlier + time.perf_counter() - STARTED}
         with loop.writing(config.output_dir, progress.step):
             finish(config, data, summary, test)
@@ -85,10 +123,15 @@ def run(config: Config) -> dict:
     return summary
 
 
-def start(config: Config, method: torch.nn.Module, optimiser: torch.optim.Optimizer) -> Progress:
+def start(config: Config, method: torch.nn.Module, optimiser: torch.optim.Optimizer, world: int) -> Progress:
     """Restore the checkpoint to be resumed, or begin at step 0; write config.json and a first checkpoint."""
     path = config.output_dir / checkpoint.FILE
     progress = checkpoint.restore(path, config, method, optimiser) if config.resume else Progress()
+    before, now = (progress.processes, progress.threads), (world, config.num_threads)
+    if progress.threads is not None and before != now:
+        print("The last digits may differ from those of a run that was not stopped: {} processes with {} CPU threads "
+              "each went before, {} with {} go on.".format(*before, *now))
+    progress.processes, progress.threads = now
     folder.check_room(config, method)
     try:
         if not config.resume:

@@ -14,6 +14,7 @@ from torch import nn
 
 from train.config import Config, differing_fields
 from train.errors import InputError
+from train.processes import Processes
 from train.run_files import CHECKPOINT_FILE
 
 FILE = CHECKPOINT_FILE
@@ -34,16 +35,26 @@ class Progress:
     """One row of metrics per finished epoch, as in metrics.jsonl."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Seconds spent in each part of the steps so far."""
+    processes: int = 1
+    """Processes that share the steps, ..."""
+    threads: int | None = None
+    """... and CPU threads of each; None before the first step, and in checkpoints of earlier versions."""
 
 
 def save(path: Path, config: Config, progress: Progress, method: nn.Module, optimiser: torch.optim.Optimizer) -> None:
     """Write a checkpoint to `path` atomically."""
+    content = pack(config, progress, method, optimiser)
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
+def pack(config: Config, progress: Progress, method: nn.Module, optimiser: torch.optim.Optimizer) -> memoryview:
+    """The bytes of a checkpoint."""
     content = {"config": config.to_dict(), "progress": asdict(progress), "method": method.state_dict(),
                "optimiser": optimiser.state_dict()}
     # Through memory: torch.save reports a full disk as a RuntimeError, which could be anything; a file says OSError.
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
+    return buffer.getbuffer()
 
 
 def load(path: Path, device: str = "cpu") -> dict[str, Any]:
@@ -80,6 +91,23 @@ def restore(path: Path, config: Config, method: nn.Module, optimiser: torch.opti
     except (RuntimeError, ValueError, KeyError) as error:
         raise InputError(f"{path} does not fit this run ({' '.join(str(error).split())}), expected the weights of the "
                          f"same method, backbone and dictionary.") from None
+    return Progress(**content["progress"])
+
+
+def share(ranks: Processes, config: Config, progress: Progress, method: nn.Module, optimiser: torch.optim.Optimizer
+          ) -> Progress:
+    """Give every process what process 0 has: weights, optimiser and progress; the others' `progress` is not looked at.
+
+    One process reads the file, and the rest need not see its folder.
+    """
+    if ranks.world == 1:
+        return progress
+    packed = ranks.broadcast(pack(config, progress, method, optimiser) if ranks.first else None)
+    if ranks.first:
+        return progress
+    content = torch.load(io.BytesIO(packed), map_location=config.device, weights_only=True)
+    method.load_state_dict(content["method"])
+    optimiser.load_state_dict(content["optimiser"])
     return Progress(**content["progress"])
 
 

@@ -34,6 +34,9 @@ WIDTHS = {"resnet8": (32, 64, 128), "resnet18": (64, 128, 256, 512)}
 # Fields that say where things are, not what is computed: a checkpoint may be resumed under other values of these.
 PLACES = ("output_dir", "data_dir", "download", "tensorboard", "checkpoint_minutes", "resume", "overwrite")
 
+# Fields that say how many share the work: another value is allowed, too, and changes roundings only.
+SHARES = ("num_threads",)
+
 
 @dataclass(frozen=True)
 class Config:
@@ -105,7 +108,7 @@ class Config:
     epochs: int | None = None
     """Passes over the training images (preset: digits 20, cifar10 200)."""
     batch_size: int | None = None
-    """Images per step, each seen in two views (preset: digits 128, cifar10 256)."""
+    """Images per step over all processes, each seen in two views (preset: digits 128, cifar10 256)."""
     optimiser: Literal["adam", "sgd", "lars"] = "adam"
     """Optimiser; sgd and lars want a larger --lr than the presets, which are for adam."""
     lr: float | None = None
@@ -137,9 +140,9 @@ class Config:
     seed: int = 0
     """Seed of the weights, the order of the images, the views and the dictionary."""
     device: str = "auto"
-    """Where to compute: cpu, cuda, cuda:1, or auto for cuda where there is one."""
+    """Where to compute: cpu, cuda, cuda:1, or auto for cuda where there is one; processes take a GPU each."""
     num_threads: int | None = None
-    """CPU threads (None: as many as PyTorch takes by itself)."""
+    """CPU threads of each process (None: as many as PyTorch takes by itself; under torchrun one)."""
     precision: Literal["float32", "bfloat16"] | None = None
     """Arithmetic of the encoder: bfloat16 under autocast or float32 (None: bfloat16 on GPUs, float32 on CPUs)."""
     compile: bool = False
@@ -230,9 +233,12 @@ class Config:
 
 
 def differing_fields(stored: dict[str, Any], config: Config) -> list[str]:
-    """Fields in which a stored configuration and this one compute different things, as 'name (stored, now)'."""
+    """Fields in which a stored configuration and this one compute different things, as 'name (stored, now)'.
+
+    Differences of roundings alone, which come from the number of threads, do not count.
+    """
     now = config.to_dict()
-    names = [name for name in {**now, **stored} if name not in PLACES]
+    names = [name for name in {**now, **stored} if name not in PLACES + SHARES]
     return [f"{name} ({stored.get(name)!r} in the checkpoint, {now.get(name)!r} now)"
             for name in names if stored.get(name) != now.get(name)]
 

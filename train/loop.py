@@ -21,6 +21,7 @@ from train.config import Config
 from train.data import Images
 from train.errors import Diverged, InputError
 from train.events import Events
+from train.processes import ALONE, Elsewhere, Processes
 from train.run_files import DIVERGED_FILE, METRICS_FILE
 from train.seeds import derive_seed
 
@@ -86,15 +87,31 @@ def encoder(config: Config, method: nn.Module) -> Callable[[Tensor], Tensor]:
     return torch.compile(encode) if config.compile else encode
 
 
-def train_step(encode: Callable[[Tensor], Tensor], method: nn.Module, optimiser: torch.optim.Optimizer, first: Tensor,
+class BothViews(nn.Module):
+    """The encoder of two views in one call, which is how DistributedDataParallel can wrap it.
+
+    Each view goes through by itself, so that batch norms see one at a time.
+    """
+
+    def __init__(self, encode: Callable[[Tensor], Tensor], method: nn.Module) -> None:
+        super().__init__()
+        self.encode = encode
+        # For whoever asks for the parameters that take part; `encode` has its own way to them.
+        self.backbone, self.head = method.backbone, method.head
+
+    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        return self.encode(first), self.encode(second)
+
+
+def train_step(encode: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], method: nn.Module, optimiser: torch.optim.Optimizer, first: Tensor,
                second: Tensor, watch: Stopwatch) -> dict[str, float]:
-    """One step of optimisation on two views `(n, 3, 32, 32)`; the loss and its terms.
+    """One step of optimisation on two views `(n, 3, 32, 32)`; the loss and its terms, of all processes' rows.
 
     The graph is cut at the embeddings and joined again, which leaves every gradient as it is and lets the loss's
     forward and gradient be timed apart from the encoder's. Raises NotFinite, before anything is updated, if the loss or
     a gradient is.
     """
-    h1, h2 = encode(first), encode(second)
+    h1, h2 = encode(first, second)
     leaf1, leaf2 = (h.detach().requires_grad_() for h in (h1, h2))
     watch.mark("encoder forward")
     loss, terms = method.loss(leaf1, leaf2)
@@ -116,30 +133,38 @@ def train_step(encode: Callable[[Tensor], Tensor], method: nn.Module, optimiser:
 
 
 def train(config: Config, data: Images, method: nn.Module, optimiser: torch.optim.Optimizer,
-          progress: Progress) -> None:
+          progress: Progress, ranks: Processes = ALONE) -> None:
     """Train from where `progress` stands to the end, updating it; metrics and checkpoints go to the output directory.
+
+    With many processes each sees its rows of every batch, and the first alone writes; `method` has synchronised batch
+    norms and is, like `optimiser` and `progress`, the same in all of them. They stop after the same step.
 
     Raises Interrupted after SIGINT or SIGTERM, with a checkpoint of that very step; Diverged when the loss or a
     gradient is not finite, leaving the last checkpoint as it is and the present state beside it; InputError when the
     disk is full.
     """
     folder = Path(config.output_dir)
-    views, encode = TwoViews(config).to(config.device), encoder(config, method)
+    views, own = TwoViews(config).to(config.device), ranks.rows(config.batch_size)
+    encode = ranks.wrap(BothViews(encoder(config, method), method))
     steps_per_epoch = len(data.train_images) // config.batch_size
     total = config.epochs * steps_per_epoch
     saved = time.monotonic()
 
     def save(name: str) -> None:
         nonlocal saved
+        if not ranks.first:
+            return
         with writing(folder, progress.step):
             checkpoint.save(folder / name, config, progress, method, optimiser)
         saved = time.monotonic()
 
     method.train()
-    with writing(folder, progress.step):
-        write_metrics(folder / METRICS_FILE, progress.history)
-    with (stop_requests() as requests, Events(folder, config.tensorboard, progress.step) as events,
-          tqdm(total=total, initial=progress.step, unit="step", disable=None) as bar):
+    if ranks.first:
+        with writing(folder, progress.step):
+            write_metrics(folder / METRICS_FILE, progress.history)
+    with (stop_requests(ranks.world > 1) as requests,
+          Events(folder, config.tensorboard and ranks.first, progress.step) as events,
+          tqdm(total=total, initial=progress.step, unit="step", disable=None if ranks.first else True) as bar):
         watch = Stopwatch(progress.seconds, config.device)
         first_step, started = progress.step, time.perf_counter()
         for index in batches(config, len(data.train_images), progress.step):
@@ -148,11 +173,15 @@ def train(config: Config, data: Images, method: nn.Module, optimiser: torch.opti
             lr = learning_rate(config, progress.step, steps_per_epoch)
             for group in optimiser.param_groups:
                 group["lr"] = lr
-            first, second = views(data.train_images[index.to(config.device)])
+            images = data.train_images[index[own].to(config.device)]
+            first, second = views(images, own.start, config.batch_size)
             watch.mark("views")
             try:
                 metrics = train_step(encode, method, optimiser, first, second, watch)
             except NotFinite as what:
+                if not ranks.first:
+                    # The loss and the gradients are the same everywhere: process 0 has found it, too.
+                    raise Elsewhere from None
                 problem = f"{what} at step {progress.step + 1} of {total}, expected a finite number"
                 try:
                     save(DIVERGED_FILE)
@@ -162,6 +191,7 @@ def train(config: Config, data: Images, method: nn.Module, optimiser: torch.opti
                                f"was saved in {folder / checkpoint.FILE} (try a lower --lr with "
                                f"--overwrite).") from None
             progress.step += 1
+            stop = ranks.stop_signal(requests)
             for name, value in metrics.items():
                 progress.sums[name] = progress.sums.get(name, 0.0) + value
             rate = (progress.step - first_step) * config.batch_size / (time.perf_counter() - started)
@@ -172,17 +202,18 @@ def train(config: Config, data: Images, method: nn.Module, optimiser: torch.opti
                 means = {name: value / steps_per_epoch for name, value in progress.sums.items()}
                 progress.history.append({"epoch": epoch, "step": progress.step, "lr": lr, **means})
                 progress.sums.clear()
-                with writing(folder, progress.step):
-                    write_metrics(folder / METRICS_FILE, progress.history)
-                    events.add(progress.history[-1])
-                save(checkpoint.FILE)
-                tqdm.write(f"epoch {epoch}/{config.epochs}  {rate:.0f} images/s  "
-                           + "  ".join(f"{k} {v:.4f}" for k, v in means.items()))
-            elif requests or time.monotonic() - saved > 60 * config.checkpoint_minutes:
+                if ranks.first:
+                    with writing(folder, progress.step):
+                        write_metrics(folder / METRICS_FILE, progress.history)
+                        events.add(progress.history[-1])
+                    save(checkpoint.FILE)
+                    tqdm.write(f"epoch {epoch}/{config.epochs}  {rate:.0f} images/s  "
+                               + "  ".join(f"{k} {v:.4f}" for k, v in means.items()))
+            elif stop or time.monotonic() - saved > 60 * config.checkpoint_minutes:
                 save(checkpoint.FILE)
             watch.mark("checkpoint")
-            if requests:
-                raise Interrupted(requests[0], progress.step, total)
+            if stop:
+                raise Interrupted(stop, progress.step, total) if ranks.first else Elsewhere
 
 
 @contextmanager
@@ -213,13 +244,18 @@ def write_metrics(path: Path, history: list[dict[str, float]]) -> None:
 
 
 @contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in the list that is returned; a second SIGINT acts at once, as usual."""
+def stop_requests(patient: bool = False) -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in the list that is returned; a second SIGINT acts at once, as usual.
+
+    Not with `patient`: Ctrl-C may reach a process of torchrun's from the terminal and from torchrun, which kills what
+    has not ended after half a minute.
+    """
     requests: list[int] = []
 
     def note(signum, frame) -> None:
         requests.append(signum)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not patient:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     previous = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -62,9 +62,7 @@ class Run:
             stored = json.loads((self.folder / CONFIG_FILE).read_text())
         except FileNotFoundError:
             return None
-        # How many threads shared the work decides the seconds and the last digits, not what is studied.
-        differences = [text for text in differing_fields(stored, self.config()) if not text.startswith("num_threads ")]
-        if differences:
+        if differences := differing_fields(stored, self.config()):
             raise InputError(f"{self.folder} holds a run with other options, expected the same "
                              f"{', '.join(differences)} (choose another --output-dir, or remove it).")
         try:

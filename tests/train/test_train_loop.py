@@ -49,7 +49,8 @@ def test_cutting_the_graph_leaves_the_gradient_as_it_is(tiny_config):
     config = tiny_config()
     first, second = torch.rand(2, 32, 3, 32, 32)
     cut, optimiser = make(config)
-    metrics = loop.train_step(loop.encoder(config, cut), cut, optimiser, first, second, loop.Stopwatch({}, "cpu"))
+    encode = loop.BothViews(loop.encoder(config, cut), cut)
+    metrics = loop.train_step(encode, cut, optimiser, first, second, loop.Stopwatch({}, "cpu"))
     plain, _ = make(config)
     loss, _ = plain.loss(plain.head(plain.backbone(first)), plain.head(plain.backbone(second)))
     loss.backward()
@@ -105,7 +106,8 @@ def test_bfloat16_changes_the_encoder_a_little_and_the_loss_gets_float32(tiny_co
         encode = loop.encoder(config, method)
         embeddings[precision] = encode(first).detach()
         assert embeddings[precision].dtype == torch.float32
-        losses[precision] = loop.train_step(encode, method, optimiser, first, second, loop.Stopwatch({}, "cpu"))["loss"]
+        both = loop.BothViews(encode, method)
+        losses[precision] = loop.train_step(both, method, optimiser, first, second, loop.Stopwatch({}, "cpu"))["loss"]
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
     difference = (embeddings["bfloat16"] - embeddings["float32"]).abs().max()
     assert 1e-5 < difference < 0.2, "the same to the last digits: autocast did nothing"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from train.config import Config
+from train.methods.gather import gather_rows
 from train.methods.projector import projector
 
 
@@ -25,9 +26,12 @@ class BarlowTwins(nn.Module):
     def loss(self, h1: Tensor, h2: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of two views' standardised embeddings (n, f): Σ_k (1 − C_kk)² + λ Σ_{k≠l} C_kl², C = h1ᵀ h2 / n.
 
+        With many processes each hands in its rows and n is the number of all of them.
+
         Returns:
             The 0-d loss and its two sums, `invariance` and `redundancy` (without λ), detached.
         """
+        h1, h2 = gather_rows(h1), gather_rows(h2)
         correlation = h1.T @ h2 / len(h1)
         diagonal = correlation.diagonal()
         invariance = (1 - diagonal).square().sum()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from train.config import Config
+from train.methods.gather import average, gather_rows
 from train.methods.projector import projector
 
 
@@ -48,6 +49,7 @@ class SwAV(nn.Module):
         # Of unit length: gradients are divided by the length, and longer prototypes would hardly turn.
         rows = torch.randn(config.num_prototypes, config.num_features)
         self.prototypes = nn.Parameter(nn.functional.normalize(rows, dim=1))
+        self.prototypes.register_hook(average)
         # Buffers, so that a checkpoint has them and a resumed run goes on exactly.
         self.register_buffer("queue", torch.zeros(2, config.queue_length, config.num_features))
         self.register_buffer("queued", torch.zeros((), dtype=torch.int64))
@@ -56,11 +58,13 @@ class SwAV(nn.Module):
     def loss(self, h1: Tensor, h2: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean cross-entropy, over both orders, of one view's predictions against the other view's assignments.
 
-        Embeddings are (n, f) unit rows. In training mode a call also counts a step and moves the queue.
+        Embeddings are (n, f) unit rows. In training mode a call also counts a step and moves the queue. With many
+        processes each hands in its rows; assignments, loss and queue are those of all of them.
 
         Returns:
             The 0-d loss and `assignment_entropy`, the mean entropy in nats of the assignments, detached.
         """
+        h1, h2 = gather_rows(h1), gather_rows(h2)
         # With frozen prototypes the gradient reaches the encoder alone.
         frozen = self.training and int(self.steps) < self.frozen_steps
         prototypes = self.prototypes.detach() if frozen else self.prototypes
