@@ -77,7 +77,7 @@ def check_over_ranks(pool, conformance, world, kind, f, c, n, regime, dtype, bac
         else:
             gradients = of_ranks[0][3:]
             assert all(same_bits(a, b) for values in of_ranks for a, b in zip(values[3:], gradients, strict=True))
-        check_loss(conformance, f"{backend}, {world} ranks", oracle, setting, of_ranks[0][0], gradients, dtype)
+        check_loss(conformance, f"{backend}, ranks: {world}", oracle, setting, of_ranks[0][0], gradients, dtype)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
