@@ -9,6 +9,7 @@ from oracle import LossOracle, check_loss, make_case, prior_probs
 from processes import Pool
 
 import cplearn_kernels as cpk
+from cplearn_kernels import ops
 from cplearn_kernels.distributed import code_ranges, merge_row_sums
 
 WORLDS = (1, 2, 3, 4)
@@ -280,3 +281,20 @@ def the_same_again(group):
 
 def test_the_same_inputs_give_the_same_bits(pool):
     assert pool.run(the_same_again, world=2) == [True, True]
+
+
+def operators_checked(group):
+    """opcheck on each operator that takes a group; every rank calls them equally often."""
+    operators = torch.ops.cplearn_kernels
+    views = own_rows(group, embeddings(6, 7), [1, 2, 2, 1], "sharded")
+    dictionary = ops.dictionary_arguments(cpk.HadamardDictionary(7, 40))
+    settings = "torch", "world", "sharded"
+    loss = *views, prior_probs(40, False), *dictionary, 0.5, 1.0, "reverse_kl", True, *settings
+    torch.library.opcheck(operators.loss.default, loss)
+    torch.library.opcheck(operators.mean_assignment_over_ranks.default, (views[0], *dictionary, 0.5, *settings))
+    torch.library.opcheck(operators.assign.default, (views[0].detach(), *dictionary, 3, *settings))
+    return True
+
+
+def test_operators(pool):
+    assert all(pool.run(operators_checked))
