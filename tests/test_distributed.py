@@ -187,7 +187,8 @@ def with_nan(group, backend):
     views = [view.clone() for view in embeddings(6, 40)]
     views[1][4, 3] = torch.nan
     mine = own_rows(group, views, [3, 3], "sharded")
-    loss = cpk.cplearn_loss(*mine, cpk.HadamardDictionary(40, 300), temperature=0.3, process_group=group, backend=backend)
+    dictionary = cpk.HadamardDictionary(40, 300)
+    loss = cpk.cplearn_loss(*mine, dictionary, temperature=0.3, process_group=group, backend=backend)
     grads = torch.autograd.grad(loss, mine)
     return bool(loss.isnan()), [bool(grad[row].isnan().all()) for grad in grads for row in range(3)]
 
@@ -261,7 +262,8 @@ def without_gradient_on_one_rank(group):
     (h1, h2) = own_rows(group, embeddings(6, 40), [3, 3], "sharded")
     with torch.set_grad_enabled(group.rank() == 0):
         loss = cpk.cplearn_loss(h1, h2, cpk.HadamardDictionary(40, 300), temperature=0.3, process_group=group)
-    return float(loss), loss.requires_grad, bool(loss.requires_grad and torch.autograd.grad(loss, h1)[0].abs().sum() > 0)
+    moved = loss.requires_grad and torch.autograd.grad(loss, h1)[0].abs().sum() > 0
+    return float(loss), loss.requires_grad, bool(moved)
 
 
 def test_one_rank_may_want_no_gradient(pool):

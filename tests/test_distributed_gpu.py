@@ -1,4 +1,4 @@
-"""The loss over ranks with tensors on GPUs: gloo on one GPU, NCCL where each rank has its own. Skipped without a GPU."""
+"""The loss over ranks with tensors on GPUs: gloo on one GPU, NCCL where each rank has its own. Skipped without one."""
 
 from __future__ import annotations
 
