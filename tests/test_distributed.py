@@ -13,7 +13,7 @@ from cplearn_kernels import ops
 from cplearn_kernels.distributed import code_ranges, merge_row_sums
 
 WORLDS = (1, 2, 3, 4)
-BACKENDS = ("torch", "reference")  # cpu
+BACKENDS = ("cpu", "torch", "reference")
 SETTINGS = (("reverse_kl", False, 1.0), ("reverse_kl", True, 0.5), ("cross_entropy", False, 0.5),
             ("cross_entropy", True, 3.0))  # fmt: skip
 
@@ -107,20 +107,20 @@ def test_loss_in_float64_is_the_oracles_to_rounding(pool, world, kind):
             assert max(oracle.errors(*setting, values[0], gradients)) < 1e-12
 
 
-@pytest.mark.parametrize("backend", ["torch"])
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
 @pytest.mark.parametrize("regime", ["tanh", "l2 to ±300"])
 def test_loss_of_large_logits(pool, conformance, backend, regime):
     for kind in ("hadamard", "rademacher"):
         check_over_ranks(pool, conformance, 3, kind, 96, 700, 13, regime, torch.float32, backend, "sharded")
 
 
-@pytest.mark.parametrize("backend", ["torch"])
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_loss_of_half_precision(pool, conformance, backend, dtype):
     check_over_ranks(pool, conformance, 2, "hadamard", 64, 700, 13, "l2", dtype, backend, "sharded")
 
 
-@pytest.mark.parametrize("backend", ["torch"])
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
 def test_a_rank_without_codes(pool, conformance, backend):
     # Two blocks of 128 for four ranks, and one code for three.
     check_over_ranks(pool, conformance, 4, "hadamard", 100, 200, 9, "l2", torch.float32, backend, "sharded")
@@ -193,7 +193,7 @@ def with_nan(group, backend):
     return bool(loss.isnan()), [bool(grad[row].isnan().all()) for grad in grads for row in range(3)]
 
 
-@pytest.mark.parametrize("backend", ["torch"])
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
 def test_nan_reaches_every_rank(pool, backend):
     for rank, (loss, rows) in enumerate(pool.run(with_nan, backend, world=2)):
         assert loss and (rank == 0 or rows[1] and rows[4])
