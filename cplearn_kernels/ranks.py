@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import re
 import time
 import warnings
 import weakref
@@ -226,7 +227,7 @@ class Ranks:
 
     def _raise_lost(self, error: str | None) -> None:
         """Find out what happened and raise RankFailure; `error`: what a collective said on this rank."""
-        found = "" if error is None else f"; on rank {self.rank} a collective ended with: {error.splitlines()[0]}"
+        found = "" if error is None else f"; on rank {self.rank} a collective ended with: {_gist(error)}"
         try:
             self._store.set(self._key("present", self.rank), "1")
             self._store.set(self._key("failed"), "1")
@@ -245,7 +246,7 @@ class Ranks:
             ]
         except RuntimeError as gone:
             raise RankFailure(
-                f"the process group's store is gone ({str(gone).splitlines()[0]}): the process that holds it has died, "
+                f"the process group's store is gone ({_gist(str(gone))}): the process that holds it has died, "
                 f"rank 0 unless torchrun holds it{found}"
             ) from None
         if reports:
@@ -259,6 +260,11 @@ class Ranks:
 
 class Disagreement(ValueError):
     """Ranks passed different arguments; raised on every rank, with the same sentence."""
+
+
+def _gist(error: str) -> str:
+    """The first sentence of a message of torch.distributed, without the source file it begins with."""
+    return re.sub(r"^\[\S+:\d+\] ", "", error.splitlines()[0]).split(". ")[0]
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:

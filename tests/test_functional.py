@@ -150,7 +150,10 @@ BAD_LOSSES = {
     "q of integers": ({"prior_probs": torch.ones(24, dtype=torch.int64)}, TypeError, "got torch.int64", "floating"),
     "q as a list": ({"prior_probs": [1 / 24] * 24}, TypeError, "got list", "a floating-point tensor of shape (24,)"),
     "q elsewhere": ({"prior_probs": uniform().to("meta")}, ValueError, "got meta", "a tensor on cpu like h1"),
-    "a process group": ({"process_group": object()}, NotImplementedError, "got object", "expected None"),
+    "no process group": ({"process_group": object()}, TypeError, "got object", 'a ProcessGroup, "world" or None'),
+    "its name": ({"process_group": "all"}, ValueError, "got 'all'", 'a ProcessGroup, "world" or None'),
+    "no group yet": ({"process_group": "world"}, ValueError, "not initialised", "expected init_process_group()"),
+    "rows": ({"rows": "split"}, ValueError, "got 'split'", "rows: expected one of ('sharded', 'replicated')"),
 }  # fmt: skip
 
 
