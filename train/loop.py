@@ -214,6 +214,9 @@ def train(config: Config, data: Images, method: nn.Module, optimiser: torch.opti
             watch.mark("checkpoint")
             if stop:
                 raise Interrupted(stop, progress.step, total) if ranks.first else Elsewhere
+        # Asked while the last checkpoint was being written.
+        if stop := ranks.stop_signal(requests):
+            raise Interrupted(stop, progress.step, total) if ranks.first else Elsewhere
 
 
 @contextmanager

@@ -26,6 +26,8 @@ TIMEOUT = timedelta(minutes=10)
 """Longest wait for the other processes, at the start (for rank 0's download, too) and in every step."""
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun tells a process in its environment."""
+BROKEN = re.compile("gloo|nccl|pair closure|connection|time[d ]*out", re.IGNORECASE)
+"""What errors of a collective that lacks a process say; they are plain RuntimeErrors."""
 
 
 class Elsewhere(Exception):
@@ -159,23 +161,16 @@ class Processes:
         try:
             yield
         except RuntimeError as error:
-            known = isinstance(error, RankFailure) or re.search("gloo|nccl", str(error), re.IGNORECASE)
-            if not (self.together and known):
-                self._tell(1)
+            if not (self.together and (isinstance(error, RankFailure) or BROKEN.search(str(error)))):
                 raise
             # A sentence takes no longer than torchrun's patience, and a process that says one may still be about it.
             ignore_signals()
-            if self.ending.wait(3.0) is not None:
+            if self.ending.wait(2.0) is not None:
                 raise Elsewhere from None
             reason = str(error).split("] ", 1)[-1].split(". ")[0]
             raise Lost(f"Another process is gone or has not answered for {TIMEOUT.total_seconds():.0f} s ({reason}), "
                        f"expected all {self.world} to go on; what was saved is whole, and --resume goes on from "
                        f"it.") from None
-        except (InputError, Diverged, Elsewhere):
-            raise
-        except Exception:
-            self._tell(1)
-            raise
 
     def part(self) -> None:
         """Dissolve the group; from here on every process is alone."""
@@ -199,11 +194,6 @@ class Processes:
         """End with the exit status of the process that says why, once it has; with 1 if it never does."""
         ignore_signals()
         self.ending.leave(self.ending.wait(TIMEOUT.total_seconds()) or 1)
-
-    def _tell(self, status: int) -> None:
-        if self.together:
-            ignore_signals()
-            self.ending.tell(status)
 
 
 ALONE = Processes()

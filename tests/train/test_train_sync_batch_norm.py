@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import context
 from torch import nn
 
 from train.sync_batch_norm import SyncBatchNorm
@@ -76,7 +77,7 @@ def one_of_many(case, dtype, rank):
     return steps, state, evaluated
 
 
-def work(rank, folder):
+def work(folder, rank):
     torch.set_num_threads(1)
     results = {}
     for world in (3, 2):
@@ -100,7 +101,13 @@ def work(rank, folder):
 def results(tmp_path_factory):
     """What each of three processes found, by case; started once for all tests, because starting takes seconds."""
     folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(work, (str(folder),), nprocs=3)
+    processes = [context.Process(target=work, args=(folder, rank)) for rank in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        process.kill()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
     return [torch.load(folder / f"results{rank}.pt", weights_only=False) for rank in range(3)]
 
 
