@@ -22,7 +22,7 @@ LABEL = "triton, ranges of codes"
 # Blocks transformed, with padding; blocks taken code by code, small ones with equal codes in several ranges among them;
 # independent codes of one group of coordinates and of several; codes from memory. No c is a multiple of a block.
 SHAPES = [
-    ("hadamard", 200, 700, 5, 3), ("hadamard", 300, 900, 3, 2), ("hadamard", 33, 200, 9, 5), ("hadamard", 7, 300, 5, 5),
+    ("hadamard", 200, 700, 5, 3), ("hadamard", 300, 900, 3, 2), ("hadamard", 33, 200, 5, 3), ("hadamard", 7, 300, 5, 5),
     ("hadamard", 129, 250, 3, 3), ("rademacher", 70, 301, 5, 3), ("rademacher", 130, 203, 3, 2),
     ("dense", 100, 301, 5, 3), ("dense", 129, 203, 3, 2),
 ]  # fmt: skip
