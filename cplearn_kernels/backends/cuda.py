@@ -116,9 +116,7 @@ def projector_softmax_backward(upstream, h, p, dictionary, temperature):
     """`dL/dh_i = 1/temperature * sum_j p_ij (v_ij - sum_k p_ik v_ik) w_j` for `v = upstream` of shape `(n, c)`."""
     upstream, p = _contiguous(upstream), _contiguous(p)
     grad = torch.empty(h.shape, dtype=torch.float32, device=h.device)
-    call(
-        "projector_softmax_backward", [h], dictionary, upstream.data_ptr(), p.data_ptr(), temperature, grad.data_ptr()
-    )
+    call("projector_softmax_backward", [h], dictionary, upstream.data_ptr(), p.data_ptr(), temperature, grad.data_ptr())
     return _nan_where_not_finite(grad, h)
 
 

@@ -21,8 +21,8 @@ struct TileData {
   int64_t weight_rows;
 };
 
-// Codes first … first + count - 1 of the dictionary, or of the range of one that a rank works on; `first` is a multiple of
-// the block size.
+// Codes first … first + count - 1 of the dictionary, or of the range of one that a rank works on; `first` is a multiple
+// of the block size.
 struct Span {
   int64_t first;
   int32_t count;

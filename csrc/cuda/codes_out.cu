@@ -1,4 +1,4 @@
-// Sums of weighted codes on their way out: added up over splits, the best code put back, made gradients and expected codes.
+// Sums of weighted codes on their way out: added up over splits, the best code put back; gradients and expected codes.
 #include "code_sign.cuh"
 #include "launch.cuh"
 #include "rows.h"
@@ -15,11 +15,11 @@ template <bool kPull, bool kExpected>
 struct PlaceSums {
   double pull = 0, expected = 0;
   __device__ PlaceSums(const FinishSums& a, int64_t row, int64_t place) {
-    const int64_t of_one_kind = a.rows * a.width;
+    const int64_t of_one_kind = a.rows * a.width, split_stride = 2 * of_one_kind, at = row * a.width + place;
     for (int split = 0; split < a.splits; ++split) {
-      const double* const sums = a.sums + 2 * split * of_one_kind + row * a.width + place;
-      if (kPull) pull += sums[0];
+      const double* const sums = a.sums + split * split_stride + at;
       if (kExpected) expected += sums[of_one_kind];
+      if (kPull) pull += sums[0];
     }
   }
 };

@@ -154,7 +154,8 @@ __global__ void __launch_bounds__(kThreads) share_rows_kernel(const ShareRowsArg
   const int64_t row = global_thread();
   if (row >= a.total) return;
   const RowScalars& s = a.scalars;
-  a.shares[row] = best_share(a.others[row], s.mass[row], s.weight[row], s.best_weight[row], a.beta, s.best_partner[row]);
+  a.shares[row] = best_share(a.others[row], s.mass[row], s.weight[row], s.best_weight[row], a.beta,
+                             s.best_partner[row]);
 }
 
 struct FinishLossArguments {
