@@ -111,6 +111,28 @@ def test_loss_of_gpu_kernels_on_the_cpu(pool, conformance, backend, rows):
     check_over_ranks(pool, conformance, 2, "hadamard", 33, 200, 5, "l2", torch.float32, backend, rows, SETTINGS[1::2])
 
 
+def beyond_the_limit(group):
+    """Errors of a dictionary with more codes than the backend serves: whole, and in two ranges."""
+    dictionary, found = cpk.HadamardDictionary(33, 200), []
+    mine = own_rows(group, embeddings(6, 33), [3, 3], "sharded")
+    with without_a_gpu("cuda"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda, "_MAX_CODES", 128)
+        for process_group in (None, group):
+            try:
+                cpk.cplearn_loss(*mine, dictionary, temperature=0.3, process_group=process_group, backend="cuda")
+                found.append(None)
+            except RuntimeError as error:
+                found.append(str(error))
+    return found
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="runs in emulation")
+def test_the_limit_on_codes_is_one_on_the_range_of_a_rank(pool):
+    emulated.kernels()
+    for whole, shared in pool.run(beyond_the_limit, world=2):
+        assert "it serves up to 2^7 codes, got 200" in whole and shared is None
+
+
 @pytest.mark.parametrize("kind", ["hadamard", "rademacher", "normal"])
 @pytest.mark.parametrize("world", WORLDS)
 def test_loss_in_float64_is_the_oracles_to_rounding(pool, world, kind):
