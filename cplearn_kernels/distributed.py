@@ -38,6 +38,11 @@ def code_range(dictionary: Dictionary, rank: int, world: int) -> CodeRange | Non
     return CodeRange(dictionary, start, stop) if start < stop else None
 
 
+def largest_range(dictionary: Dictionary, world: int) -> CodeRange:
+    """The most that a rank works on: what the backend of all ranks has to serve."""
+    return code_range(dictionary, world - 1, world)
+
+
 def cplearn_loss(ranks: Ranks, backend, h1, h2, dictionary, temperature, beta, prior, prior_probs, need_grad, layout):
     """The loss of all ranks' rows: (loss, invariance, prior, grad1, grad2), the gradients those of this rank's rows."""
     call = Call("cplearn_loss", backend.NAME, dictionary, h1.dtype, layout, h1.shape[0], temperature, beta, prior,
