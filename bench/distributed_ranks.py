@@ -22,7 +22,7 @@ import torch
 import torch.multiprocessing as multiprocessing
 
 from bench import distributed_network as network
-from bench.distributed_parts import Parts
+from bench.distributed_parts import PARTS, Parts  # noqa: F401
 
 TEMPERATURE = 0.3
 
