@@ -79,7 +79,7 @@ def cplearn_loss(
         return validation.check_temperature(temperature), validation.check_beta(beta)
 
     temperature, beta = _checked(check, process_group, rows)
-    if prior_probs is not None:
+    if prior_probs is not None and prior_probs.requires_grad:
         prior_probs = prior_probs.detach()
     need_grad = torch.is_grad_enabled() and (h1.requires_grad or h2.requires_grad)
     if backend == "reference":

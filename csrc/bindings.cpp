@@ -28,9 +28,9 @@ T* at(Address address) {
 }
 
 Codes make_codes(int kind, int64_t num_features, int64_t num_codes, uint64_t seed, int log2_block, Address positions,
-                 Address packed) {
-  return {cplearn::CodeKind(kind), num_features,           num_codes, seed, log2_block, at<const int32_t>(positions),
-          at<const uint32_t>(packed)};
+                 Address packed, int64_t first_code, int64_t total_codes) {
+  return {cplearn::CodeKind(kind), num_features, num_codes, seed, log2_block, at<const int32_t>(positions),
+          at<const uint32_t>(packed), first_code, total_codes};
 }
 
 // Whether a signal handler of the interpreter (Ctrl-C) has raised. The kernel then throws Interrupted, and the
@@ -101,6 +101,51 @@ void assign(const std::string& target, const Codes& codes, Address h, int64_t ro
   });
 }
 
+// Addresses of RowBests' arrays.
+using BestsAddresses = std::array<Address, 3>;
+
+cplearn::RowBests row_bests(const BestsAddresses& bests) {
+  return {at<double>(bests[0]), at<double>(bests[1]), at<int64_t>(bests[2])};
+}
+
+void row_sums(const std::string& target, const Codes& codes, Address h, int64_t rows, double temperature,
+              const BestsAddresses& out, int threads) {
+  cplearn::RowBests bests = row_bests(out);
+  call(target, threads, [&](const cplearn::Kernels& kernels, const Run& run) {
+    kernels.row_sums(codes, {at<const float>(h), rows}, temperature, run, bests);
+  });
+}
+
+void shard_mean_assignment(const std::string& target, const Codes& codes, Address h, int64_t rows,
+                           const BestsAddresses& bests, double temperature, Address out, int threads) {
+  call(target, threads, [&](const cplearn::Kernels& kernels, const Run& run) {
+    kernels.shard_mean_assignment(codes, {at<const float>(h), rows}, row_bests(bests), temperature, run,
+                                  at<float>(out));
+  });
+}
+
+double shard_sums(const std::string& target, const Codes& codes, Address h1, Address h2, int64_t rows,
+                  const BestsAddresses& bests, double temperature, double beta, int prior, Address prior_probs,
+                  Address scalars, Address expected, Address pull, int threads) {
+  const Batch views[2] = {{at<const float>(h1), rows}, {at<const float>(h2), rows}};
+  const cplearn::LossRequest request{temperature, beta, cplearn::Prior(prior), at<const float>(prior_probs),
+                                     expected != 0};
+  cplearn::ShardSums sums{at<double>(scalars), at<double>(expected), at<double>(pull), 0};
+  call(target, threads, [&](const cplearn::Kernels& kernels, const Run& run) {
+    kernels.shard_sums(codes, views, row_bests(bests), request, run, sums);
+  });
+  return sums.prior;
+}
+
+void shard_gradients(const std::string& target, const Codes& codes, int64_t rows, const BestsAddresses& bests,
+                     double temperature, double beta, Address scalars, Address expected, Address pull, Address grad,
+                     int threads) {
+  const cplearn::ShardSums sums{at<double>(scalars), at<double>(expected), at<double>(pull), 0};
+  call(target, threads, [&](const cplearn::Kernels& kernels, const Run& run) {
+    kernels.shard_gradients(codes, rows, row_bests(bests), temperature, beta, sums, run, at<float>(grad));
+  });
+}
+
 std::vector<std::tuple<std::string, int>> targets() {
   std::vector<std::tuple<std::string, int>> list;
   for (const cplearn::Kernels* kernels : cplearn::runnable_kernels()) list.emplace_back(kernels->name, kernels->lanes);
@@ -125,7 +170,8 @@ PYBIND11_MODULE(_core, m) {
   // Python attaches the tensors that it points into, so that all live equally long.
   py::class_<Codes>(m, "Codes", py::dynamic_attr())
       .def(py::init(&make_codes), py::arg("kind"), py::arg("num_features"), py::arg("num_codes"), py::arg("seed"),
-           py::arg("log2_block"), py::arg("positions"), py::arg("packed"));
+           py::arg("log2_block"), py::arg("positions"), py::arg("packed"), py::arg("first_code"),
+           py::arg("total_codes"));
   m.def("targets", &targets, "(name, lanes) of every instruction set that runs here, fastest first");
   m.def("philox", &philox, "Philox4x32-10 of (counter, key)");
   m.def("cplearn_loss", &cplearn_loss, "(invariance, prior); gradients to the two addresses unless they are 0");
@@ -137,6 +183,11 @@ PYBIND11_MODULE(_core, m) {
   m.def("mean_assignment", &of_rows<&cplearn::Kernels::mean_assignment>);
   m.def("mean_assignment_backward", &backward_of_rows<&cplearn::Kernels::mean_assignment_backward>);
   m.def("assign", &assign);
+  m.def("row_sums", &row_sums);
+  m.def("shard_mean_assignment", &shard_mean_assignment);
+  m.def("shard_sums", &shard_sums, "The prior's terms; sums of codes to the two last addresses unless they are 0");
+  m.def("shard_gradients", &shard_gradients);
+  m.attr("row_scalars") = int(cplearn::kRowScalars);
 #ifdef CPK_WITHOUT_CUDA
   m.attr("without_cuda") = CPK_WITHOUT_CUDA;
 #else

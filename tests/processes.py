@@ -1,4 +1,4 @@
-"""A pool of processes joined in gloo groups, for tests over many ranks; started once, as torch takes seconds to import."""
+"""A pool of processes joined in groups, for tests over many ranks; started once, as torch takes seconds to import."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ class Pool:
     being importable, and returns what each returns.
     """
 
-    def __init__(self, world: int, timeout: float = 120, subgroups: bool = True):
+    def __init__(self, world: int, timeout: float = 120, subgroups: bool = True, backend: str = "gloo"):
         self._folder = tempfile.TemporaryDirectory()
         context = multiprocessing.get_context("spawn")
         self.pipes, self.processes = [], []
         for rank in range(world):
             here, there = context.Pipe()
             store = os.path.join(self._folder.name, "store")
-            process = context.Process(target=_work, args=(rank, world, store, timeout, subgroups, there), daemon=True)
+            process = context.Process(target=_work, args=(rank, world, store, timeout, subgroups, backend, there))
+            process.daemon = True
             process.start()
             self.pipes.append(here)
             self.processes.append(process)
@@ -57,13 +58,13 @@ class Pool:
         self._folder.cleanup()
 
 
-def _work(rank, world, store, timeout, subgroups, pipe):
+def _work(rank, world, store, timeout, subgroups, backend, pipe):
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
     seconds = datetime.timedelta(seconds=timeout)
-    dist.init_process_group("gloo", rank=rank, world_size=world, init_method=f"file://{store}", timeout=seconds)
+    dist.init_process_group(backend, rank=rank, world_size=world, init_method=f"file://{store}", timeout=seconds)
     groups = {world: dist.group.WORLD}
     for size in range(1, world) if subgroups else ():
         groups[size] = dist.new_group(range(size), timeout=seconds)

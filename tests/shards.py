@@ -12,7 +12,7 @@ from cplearn_kernels.distributed import code_ranges, merge_row_sums
 def loss_by_shards(
     module, h1, h2, dictionary, world, *, temperature, beta=1.0, prior="reverse_kl", prior_probs=None, need_grad=True
 ):
-    """(loss, invariance, prior, grad1, grad2) as the backend's `cplearn_loss` gives them, from `world` ranges of codes."""
+    """(loss, invariance, prior, grad1, grad2) as the backend's `cplearn_loss` gives them, from `world` ranges."""
     ranges = [codes for codes in code_ranges(dictionary, world) if codes is not None]
     shards = _with_row_sums(module, ranges, [h1, h2], temperature)
     parts = [

@@ -9,10 +9,11 @@ from oracle import LossOracle, check_loss, make_case, prior_probs
 from processes import Pool
 
 import cplearn_kernels as cpk
+from cplearn_kernels import ops
 from cplearn_kernels.distributed import code_ranges, merge_row_sums
 
 WORLDS = (1, 2, 3, 4)
-BACKENDS = ("torch", "reference")  # cpu
+BACKENDS = ("cpu", "torch", "reference")
 SETTINGS = (("reverse_kl", False, 1.0), ("reverse_kl", True, 0.5), ("cross_entropy", False, 0.5),
             ("cross_entropy", True, 3.0))  # fmt: skip
 
@@ -106,20 +107,20 @@ def test_loss_in_float64_is_the_oracles_to_rounding(pool, world, kind):
             assert max(oracle.errors(*setting, values[0], gradients)) < 1e-12
 
 
-@pytest.mark.parametrize("backend", ["torch"])
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
 @pytest.mark.parametrize("regime", ["tanh", "l2 to ±300"])
 def test_loss_of_large_logits(pool, conformance, backend, regime):
     for kind in ("hadamard", "rademacher"):
         check_over_ranks(pool, conformance, 3, kind, 96, 700, 13, regime, torch.float32, backend, "sharded")
 
 
-@pytest.mark.parametrize("backend", ["torch"])
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_loss_of_half_precision(pool, conformance, backend, dtype):
     check_over_ranks(pool, conformance, 2, "hadamard", 64, 700, 13, "l2", dtype, backend, "sharded")
 
 
-@pytest.mark.parametrize("backend", ["torch"])
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
 def test_a_rank_without_codes(pool, conformance, backend):
     # Two blocks of 128 for four ranks, and one code for three.
     check_over_ranks(pool, conformance, 4, "hadamard", 100, 200, 9, "l2", torch.float32, backend, "sharded")
@@ -186,12 +187,13 @@ def with_nan(group, backend):
     views = [view.clone() for view in embeddings(6, 40)]
     views[1][4, 3] = torch.nan
     mine = own_rows(group, views, [3, 3], "sharded")
-    loss = cpk.cplearn_loss(*mine, cpk.HadamardDictionary(40, 300), temperature=0.3, process_group=group, backend=backend)
+    dictionary = cpk.HadamardDictionary(40, 300)
+    loss = cpk.cplearn_loss(*mine, dictionary, temperature=0.3, process_group=group, backend=backend)
     grads = torch.autograd.grad(loss, mine)
     return bool(loss.isnan()), [bool(grad[row].isnan().all()) for grad in grads for row in range(3)]
 
 
-@pytest.mark.parametrize("backend", ["torch"])
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
 def test_nan_reaches_every_rank(pool, backend):
     for rank, (loss, rows) in enumerate(pool.run(with_nan, backend, world=2)):
         assert loss and (rank == 0 or rows[1] and rows[4])
@@ -260,7 +262,8 @@ def without_gradient_on_one_rank(group):
     (h1, h2) = own_rows(group, embeddings(6, 40), [3, 3], "sharded")
     with torch.set_grad_enabled(group.rank() == 0):
         loss = cpk.cplearn_loss(h1, h2, cpk.HadamardDictionary(40, 300), temperature=0.3, process_group=group)
-    return float(loss), loss.requires_grad, bool(loss.requires_grad and torch.autograd.grad(loss, h1)[0].abs().sum() > 0)
+    moved = loss.requires_grad and torch.autograd.grad(loss, h1)[0].abs().sum() > 0
+    return float(loss), loss.requires_grad, bool(moved)
 
 
 def test_one_rank_may_want_no_gradient(pool):
@@ -280,3 +283,20 @@ def the_same_again(group):
 
 def test_the_same_inputs_give_the_same_bits(pool):
     assert pool.run(the_same_again, world=2) == [True, True]
+
+
+def operators_checked(group):
+    """opcheck on each operator that takes a group; every rank calls them equally often."""
+    operators = torch.ops.cplearn_kernels
+    views = own_rows(group, embeddings(6, 7), [1, 2, 2, 1], "sharded")
+    dictionary = ops.dictionary_arguments(cpk.HadamardDictionary(7, 40))
+    settings = "torch", "world", "sharded"
+    loss = *views, prior_probs(40, False), *dictionary, 0.5, 1.0, "reverse_kl", True, *settings
+    torch.library.opcheck(operators.loss.default, loss)
+    torch.library.opcheck(operators.mean_assignment_over_ranks.default, (views[0], *dictionary, 0.5, *settings))
+    torch.library.opcheck(operators.assign.default, (views[0].detach(), *dictionary, 3, *settings))
+    return True
+
+
+def test_operators(pool):
+    assert all(pool.run(operators_checked))

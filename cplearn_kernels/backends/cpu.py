@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 
 import torch
 
@@ -95,6 +96,77 @@ def cplearn_loss(h1, h2, dictionary, temperature, beta, prior, prior_probs, need
     values = (prior_value + beta * invariance, invariance, prior_value)
     terms = (torch.tensor(value, dtype=torch.float32) for value in values)
     return (*terms, grad1, grad2)
+
+
+class Shard:
+    """One range of codes against all rows of a group of ranks: the steps between which the ranks combine numbers.
+
+    `row_sums` of each view, then `combine` with what all ranks found, then either `mean_assignment` or `code_sums` and,
+    with those of all ranks added, `gradients`. Row-wise arguments and results are float64, view 0's rows first.
+    """
+
+    LOG_UNIT = math.log(2)  # logits are in powers of two
+    ROW_SCALARS = _core.row_scalars if _core else 0
+
+    def __init__(self, dictionary: Dictionary, temperature: float, num_views: int):
+        # One instruction set for all steps: others round a row's best logit differently.
+        self._target, self._codes, self._temperature = _target, _codes(dictionary), temperature
+        self._num_features, self._num_codes = dictionary.num_features, dictionary.num_codes
+        self._views, self._code = [None] * num_views, [None] * num_views
+
+    def row_sums(self, view, h):
+        """(best logit, sum of 2^(logit - best) over the other codes) of each row, among the codes of this range."""
+        h = _rows(h)
+        best, others = torch.empty(2, h.shape[0], dtype=torch.float64)
+        code = torch.empty(h.shape[0], dtype=torch.int64)
+        out = (best.data_ptr(), others.data_ptr(), code.data_ptr())
+        _core.row_sums(self._target, self._codes, h.data_ptr(), h.shape[0], self._temperature, out, _threads())
+        self._views[view], self._code[view] = h, code
+        return _nan_where_not_finite(best, h), _nan_where_not_finite(others, h)
+
+    def combine(self, best, others, mine):
+        """The same of all ranges; `mine` where the best code is the one that `row_sums` found here."""
+        code = torch.cat(self._code).masked_fill_(~mine, -1)
+        self._all = (best.contiguous(), others.contiguous(), code)
+
+    def mean_assignment(self):
+        """p̄ of the codes of this range."""
+        (h,) = self._views
+        out = h.new_empty(self._num_codes)
+        if not _finite(h):
+            return out.fill_(torch.nan)
+        _core.shard_mean_assignment(
+            self._target, self._codes, h.data_ptr(), h.shape[0], self._bests(), self._temperature, out.data_ptr(),
+            _threads(),
+        )  # fmt: skip
+        return out
+
+    def code_sums(self, beta, prior, prior_probs, need_grad):
+        """(scalars `(ROW_SCALARS, 2 n)`, prior of both views): this range's share. Row 0: `sum_j p_ij log(c p'_ij)`."""
+        h1, h2 = self._views
+        n, f = h1.shape
+        scalars = torch.empty(self.ROW_SCALARS, 2 * n, dtype=torch.float64)
+        self._beta, self._sums = beta, torch.empty(2, 2 * n, f, dtype=torch.float64) if need_grad else (None, None)
+        if prior_probs is not None:
+            prior_probs = prior_probs.to(torch.float32).contiguous()
+        prior_value = _core.shard_sums(
+            self._target, self._codes, h1.data_ptr(), h2.data_ptr(), n, self._bests(), self._temperature, beta,
+            _PRIOR_NUMBERS[prior], _address(prior_probs), scalars.data_ptr(), *map(_address, self._sums), _threads(),
+        )  # fmt: skip
+        return scalars, torch.tensor(prior_value, dtype=torch.float64)
+
+    def gradients(self, scalars):
+        """This range's share of dL/dh of both views, `(2 n, f)`, from the sums of all ranks' `scalars`."""
+        scalars = scalars.contiguous()
+        grad = torch.empty(self._sums.shape[1:])
+        _core.shard_gradients(
+            self._target, self._codes, len(grad) // 2, self._bests(), self._temperature, self._beta,
+            scalars.data_ptr(), *map(_address, self._sums), grad.data_ptr(), _threads(),
+        )  # fmt: skip
+        return grad
+
+    def _bests(self):
+        return tuple(map(_address, self._all))
 
 
 def projector_softmax(h, dictionary, temperature):
@@ -203,21 +275,27 @@ def _threads() -> int:
 
 
 def _codes(dictionary: Dictionary):
+    num_features, num_codes = dictionary.num_features, dictionary.num_codes
+    first_code, total_codes = dictionary.first_code, dictionary.total_codes
     if dictionary.kind == "dense":
-        codes = _core.Codes(_KINDS["dense"], dictionary.num_features, dictionary.num_codes, 0, 0, 0,
-                            dictionary.signs.data_ptr())  # fmt: skip
-        codes.signs = dictionary.signs
+        signs = dictionary.signs
+        codes = _core.Codes(
+            _KINDS["dense"], num_features, num_codes, 0, 0, 0, signs.data_ptr(), first_code, total_codes
+        )
+        codes.signs = signs
         return codes
-    return _generated_codes(dictionary.kind, dictionary.num_features, dictionary.num_codes, dictionary.seed)
+    return _generated_codes(dictionary.kind, num_features, num_codes, dictionary.seed, first_code, total_codes)
 
 
 @functools.lru_cache(maxsize=16)
-def _generated_codes(kind: str, num_features: int, num_codes: int, seed: int):
+def _generated_codes(kind: str, num_features: int, num_codes: int, seed: int, first_code: int, total_codes: int):
     """The core's description of a dictionary; it carries the tensor of positions that it points into."""
     if kind == "rademacher":
-        return _core.Codes(_KINDS[kind], num_features, num_codes, seed, 0, 0, 0)
+        return _core.Codes(_KINDS[kind], num_features, num_codes, seed, 0, 0, 0, first_code, total_codes)
     log2_block = (num_features - 1).bit_length()
     positions = philox.injection(seed, num_features, 1 << log2_block).to(torch.int32)
-    codes = _core.Codes(_KINDS[kind], num_features, num_codes, seed, log2_block, positions.data_ptr(), 0)
+    codes = _core.Codes(
+        _KINDS[kind], num_features, num_codes, seed, log2_block, positions.data_ptr(), 0, first_code, total_codes
+    )
     codes.positions = positions
     return codes

@@ -3,6 +3,7 @@
 //
 // This and SignBlocks are the two kinds of dictionary; everything else is written once, for either. What they share:
 //
+//   num_codes, total_codes  of the range, whose codes are numbered from 0; of the whole dictionary
 //   block, places, signs    codes of a block; coordinates of a tile, padding included; words that `prepare` writes
 //   flush_blocks            blocks whose sums may be added in float32 before they go into double precision
 //   place(k)                where coordinate k lies in a tile
@@ -46,15 +47,17 @@ class HadamardBlocks {
   explicit HadamardBlocks(const Codes& codes)
       : num_features(codes.num_features),
         num_codes(codes.num_codes),
+        total_codes(codes.total_codes),
         block(int64_t{1} << codes.log2_block),
         places(block),
         signs(block),
         // Small blocks are flushed one by one: with few features many codes are equal and share a row's mass, and E
         // cancels against sigma B down to little.
         flush_blocks(block <= 64 ? 1 : 32),
+        first_block_(codes.first_code >> codes.log2_block),
         codes_(codes) {}
 
-  const int64_t num_features, num_codes, block, places, signs, flush_blocks;
+  const int64_t num_features, num_codes, total_codes, block, places, signs, flush_blocks;
 
   int64_t place(int64_t k) const { return codes_.positions[k]; }
 
@@ -62,7 +65,7 @@ class HadamardBlocks {
   void prepare(int64_t b, uint32_t* out, bool = true) const {
     if (num_features != block) memset(out, 0, sizeof(uint32_t) * size_t(block));
     for (int64_t k = 0; k < num_features; k += 128) {
-      const PhiloxWords words = sign_words(codes_.seed, kStreamHadamardSigns, uint64_t(b), uint32_t(k / 128));
+      const PhiloxWords words = drawn_signs(b, k / 128);
       if (num_features == block && block >= 32) {
         for (int64_t w = 0; w < 4 && k + w * 32 < block; ++w) {
           for (uint32_t i = 0; i < 32; ++i) out[k + w * 32 + i] = words.word[w] >> i << 31;
@@ -108,8 +111,7 @@ class HadamardBlocks {
     for (int64_t k = 0; k < num_features; k += 128) {
       VecInt words[4];
       for (int lane = 0; lane < kLanes; ++lane) {
-        const uint64_t b = uint64_t(codes[lane] / block);
-        const PhiloxWords drawn = sign_words(codes_.seed, kStreamHadamardSigns, b, uint32_t(k / 128));
+        const PhiloxWords drawn = drawn_signs(codes[lane] / block, k / 128);
         for (int w = 0; w < 4; ++w) words[w][lane] = int32_t(drawn.word[w]);
       }
       for (int64_t j = k; j < smaller(k + 128, num_features); ++j) {
@@ -120,5 +122,10 @@ class HadamardBlocks {
   }
 
  private:
+  PhiloxWords drawn_signs(int64_t b, int64_t group) const {
+    return sign_words(codes_.seed, kStreamHadamardSigns, uint64_t(first_block_ + b), uint32_t(group));
+  }
+
+  const int64_t first_block_;
   const Codes codes_;
 };

@@ -36,6 +36,26 @@ struct LossResult {
   float* grad[2];  // (rows, num_features) each; unused unless need_grad
 };
 
+// What one range of codes, or a group of ranks that share out all codes, knows of rows; view 1's follow view 0's where
+// there are two. `best` is the largest logit (a float, in powers of two), `others` the sum of 2^(logit - best) over the
+// other codes. The code of a group's best is -1 where it is in another range.
+struct RowBests {
+  double* best;
+  double* others;
+  int64_t* code;
+};
+
+// Sums over codes that the loss and the gradients of a row need, added over ranges; "others" are all codes but the
+// best. Agreement is `sum_j p_ij log(c p'_ij)`, p' the partner's p. The names of the rest are those of formulas.h.
+enum RowScalar : int { kAgreement, kMassOfOthers, kWeightsOfOthers, kBestPriorWeight, kBestPartnerU, kRowScalars };
+
+struct ShardSums {
+  double* scalars;   // (kRowScalars, 2 rows): of the range as shard_sums writes it, of the group for shard_gradients
+  double* expected;  // (2 rows, num_features) of the range, as is `pull`: B and E without best codes; both unused
+  double* pull;      //   unless need_grad
+  double prior;      // the prior's terms of both views
+};
+
 // What one instruction set provides. Every function computes the formula of the function of the same name in
 // reference.py, for finite inputs; those named `…_backward` its gradient, given the gradient `upstream` of its result.
 // cplearn_loss gives NaN throughout when an input is not finite; the others promise nothing for a row that is not.
@@ -62,6 +82,16 @@ struct Kernels {
                                    float* grad);
   // scores, found: (rows, top_k)
   void (*assign)(const Codes&, const Batch&, int64_t top_k, const Run&, float* scores, int64_t* found);
+  // The steps of a rank; `bests` are the group's. shard_sums gives NaN throughout when an input is not finite.
+  void (*row_sums)(const Codes&, const Batch&, double temperature, const Run&, RowBests& out);
+  // out: (num_codes)
+  void (*shard_mean_assignment)(const Codes&, const Batch&, const RowBests& bests, double temperature, const Run&,
+                                float* out);
+  void (*shard_sums)(const Codes&, const Batch (&views)[2], const RowBests& bests, const LossRequest&, const Run&,
+                     ShardSums& out);
+  // grad: (2 rows, num_features), the range's share
+  void (*shard_gradients)(const Codes&, int64_t rows, const RowBests& bests, double temperature, double beta,
+                          const ShardSums& sums, const Run&, float* grad);
 };
 
 }  // namespace cplearn

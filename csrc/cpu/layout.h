@@ -69,19 +69,30 @@ struct Schedule {
   int64_t codes_in(int64_t b) const { return smaller(block, num_codes - b * block); }
 };
 
-// The rows of one or two batches as tiles of kLanes rows, [tile][place][lane], multiplied by `scale` and put into the
-// places that the dictionary's products expect. The tiles of the second batch follow those of the first. Rows that only
-// pad a batch's last tile, and places that hold no coordinate, are zero.
-struct Tiles {
-  int64_t rows, per_batch, count, stride;
+// How one or two batches of `rows` rows are cut into tiles of kLanes rows. The tiles of the second batch follow those
+// of the first; each batch's last tile is padded.
+struct Tiling {
+  int64_t rows, per_batch, count;
+
+  Tiling(int64_t rows_, int num_batches)
+      : rows(rows_), per_batch(divide_up(rows, kLanes)), count(num_batches * per_batch) {}
+
+  // Whether lane `i`, counted over all tiles, holds no row.
+  bool is_padding(int64_t i) const { return i % (per_batch * kLanes) >= rows; }
+  // The lane, counted over all tiles, of a batch's row.
+  int64_t lane_of(int64_t batch, int64_t row) const { return batch * per_batch * kLanes + row; }
+};
+
+// The rows as tiles [tile][place][lane], multiplied by `scale` and put into the places that the dictionary's products
+// expect. Rows that only pad, and places that hold no coordinate, are zero.
+struct Tiles : Tiling {
+  int64_t stride;
   bool finite = true;  // whether all embeddings are
   Buffer<float> data;
 
   template <class Blocks>
   Tiles(const Blocks& dictionary, const Batch* batches, int num_batches, double scale, int threads)
-      : rows(batches[0].rows),
-        per_batch(divide_up(rows, kLanes)),
-        count(num_batches * per_batch),
+      : Tiling(batches[0].rows, num_batches),
         stride(padded(dictionary.places * kLanes)),
         data(count * stride, 11) {
     const int64_t features = dictionary.num_features;
@@ -111,10 +122,6 @@ struct Tiles {
   }
 
   float* tile(int64_t t) const { return data + t * stride; }
-  // Whether lane `i`, counted over all tiles, holds no row.
-  bool is_padding(int64_t i) const { return i % (per_batch * kLanes) >= rows; }
-  // The lane, counted over all tiles, of a batch's row.
-  int64_t lane_of(int64_t batch, int64_t row) const { return batch * per_batch * kLanes + row; }
 };
 
 // Copies the lanes of `tile` ([place][lane]) that hold rows into `out`, (rows, num_features).

@@ -10,7 +10,7 @@ constexpr int64_t kColumnUnit = 64;
 
 // `tiles` tiles of rows, `stride` floats apart, [code][lane] each.
 struct Columns {
-  int64_t tiles, stride, rows, num_codes;
+  int64_t tiles, stride, rows, total_codes;
   const float* q;  // of these codes; null for the uniform prior
   float* g;
   float* column_max;
@@ -29,7 +29,7 @@ struct Columns {
       const int64_t count = smaller(kLanes, end - j);
       const Vec mean = sums_of_lanes(totals + (j - begin)) / broadcast(float(rows));
       const Vec positive = vmax(mean, broadcast(kSmallestMean));
-      Vec log_ratio = log2_positive(positive * broadcast(float(num_codes))) * broadcast(float(kLn2));
+      Vec log_ratio = log2_positive(positive * broadcast(float(total_codes))) * broadcast(float(kLn2));
       if (q != nullptr) {
         for (int64_t i = 0; i < count; ++i) log_ratio[i] = float(log(double(positive[i]) / double(q[j + i])));
       }
@@ -59,10 +59,10 @@ struct Columns {
         total = total + exp2_nonpositive(load(u + t * stride + j * kLanes) - broadcast(top));
       }
       const double sum = sum_lanes(total);
-      const double probability = q != nullptr ? double(q[j]) : 1.0 / double(num_codes);
+      const double probability = q != nullptr ? double(q[j]) : 1.0 / double(total_codes);
       column_max[j] = top;
       g[j] = float(cross_entropy_slope(probability, double(rows), sum));
-      prior += cross_entropy_term(probability, double(rows), double(num_codes), top, sum);
+      prior += cross_entropy_term(probability, double(rows), double(total_codes), top, sum);
     }
     return prior;
   }

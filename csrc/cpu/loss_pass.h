@@ -31,7 +31,7 @@ class LossPass {
         g_(2 * plan_.slabs * group_codes_),
         column_max_(2 * plan_.slabs * group_codes_),
         signs_(2 * plan_.slabs * plan_.group * dictionary.signs),
-        scratch_(2 * run.threads * scratch_floats_, 5),
+        scratch_(run.threads * scratch_floats_, 5),
         expected_(request.need_grad ? 2 * plan_.items() * sums_floats_ : 0, 7),
         pull_(request.need_grad ? 2 * plan_.items() * sums_floats_ : 0, 9),
         flushes_(request.need_grad && plan_.slab_blocks > dictionary.flush_blocks),
@@ -45,9 +45,10 @@ class LossPass {
         prior_(2 * plan_.slabs * units_) {
     expected_.fill(0.0f), pull_.fill(0.0f), flushed_expected_.fill(0.0), flushed_pull_.fill(0.0);
     mass_.fill(0.0), weight_sum_.fill(0.0), agreement_.fill(0.0), prior_.fill(0.0);
+    best_prior_weight_.fill(0.0), best_partner_u_.fill(0.0);
   }
 
-  void run(LossResult& result) {
+  void run() {
     Interruption interruption(run_);
     in_parallel(run_.threads, [&](int64_t worker, int64_t workers) {
       const Share items(plan_.items(), worker, workers);
@@ -60,16 +61,42 @@ class LossPass {
         for (int64_t unit = units.begin; unit < units.end; ++unit) columns(unit, round);
         prepare(round + 1, worker, workers);
         barrier_.wait(workers);
-        for (int64_t item = items.begin; item < items.end; ++item) gradients(item, round, scratch(worker));
+        float* const scratch = scratch_ + worker * scratch_floats_;
+        for (int64_t item = items.begin; item < items.end; ++item) gradients(item, round, scratch);
       }
     });
     interruption.throw_if_interrupted();
-    finish(result);
+  }
+
+  // What the pass has found, once it has run: each row's sums over codes (RowScalar), the prior's terms of both views,
+  // and coordinate k of the sums of codes, all but best ones, of a tile's rows: B's with `expected`, E's with `pull`.
+  void write_scalars(double* out) const {
+    const int64_t count = 2 * rows_.rows;
+    for (int view = 0; view < 2; ++view) {
+      for (int64_t row = 0; row < rows_.rows; ++row) {
+        const int64_t lane = rows_.lane_of(view, row), to = view * rows_.rows + row;
+        out[kAgreement * count + to] =
+            kLn2 * (total(agreement_, view, row) + best_partner_u_[lane] / (1 + sums_.others[lane]));
+        out[kMassOfOthers * count + to] = total(mass_, view, row);
+        out[kWeightsOfOthers * count + to] = total(weight_sum_, view, row);
+        out[kBestPriorWeight * count + to] = best_prior_weight_[lane];
+        out[kBestPartnerU * count + to] = best_partner_u_[lane];
+      }
+    }
+  }
+  double prior() const {
+    double sum = 0;
+    for (int64_t i = 0; i < 2 * plan_.slabs * units_; ++i) sum += prior_[i];
+    return sum;
+  }
+  CPK_INLINE VecDouble expected(int view, int64_t tile, int64_t k) const {
+    return sum_over_slabs(expected_, flushed_expected_, view, tile, dictionary_.place(k) * kLanes);
+  }
+  CPK_INLINE VecDouble pull(int view, int64_t tile, int64_t k) const {
+    return sum_over_slabs(pull_, flushed_pull_, view, tile, dictionary_.place(k) * kLanes);
   }
 
  private:
-  // Two scratch arrays of a worker, one after the other.
-  float* scratch(int64_t worker) const { return scratch_ + 2 * worker * scratch_floats_; }
   // Signs of two rounds are kept: the next round's are made while this round's are still in use.
   uint32_t* signs(int64_t round, int64_t slab, int64_t b) const {
     return signs_ + ((round % 2 * plan_.slabs + slab) * plan_.group + b) * dictionary_.signs;
@@ -109,7 +136,7 @@ class LossPass {
     const int64_t existing = smaller(written, plan_.num_codes - first_code), end = larger(existing, begin);
     const float* q = request_.prior_probs == nullptr ? nullptr : request_.prior_probs + first_code;
     const int64_t first = at(view, slab * plan_.tiles, group_);
-    const Columns here{plan_.tiles, group_, rows_.rows, plan_.num_codes, q, g_ + columns_at(view, slab),
+    const Columns here{plan_.tiles, group_, rows_.rows, dictionary_.total_codes, q, g_ + columns_at(view, slab),
                        column_max_ + columns_at(view, slab)};
     if (kPrior == Prior::kReverseKL) prior_[unit] += here.reverse_kl(p_ + first, begin, end);
     else prior_[unit] += here.cross_entropy(u_ + first, begin, end);
@@ -118,7 +145,8 @@ class LossPass {
   }
 
   // What a row's best code contributes is kept aside, to be added in double precision at the end: near the optimum it
-  // is nearly all of B and E, and cancels against sigma B and t B down to the small rest that the other codes give.
+  // is nearly all of B and E, and cancels against sigma B and t B down to the small rest that the other codes give. A
+  // row whose best code is another rank's has code -1 and nothing to be kept aside.
   void set_best_aside(int view, int64_t item, int64_t round, int64_t b) {
     const int64_t slab = item / plan_.tiles, lane0 = (view * plan_.tiles + item % plan_.tiles) * kLanes;
     const int64_t first_code = (plan_.first_block(slab, round) + b) * plan_.block;
@@ -183,75 +211,9 @@ class LossPass {
     return value;
   }
 
-  void finish(LossResult& result) {
-    double agreement = 0, prior = 0;  // sum_j p_ij log(c p'_ij), the best code included
-    for (int view = 0; view < 2; ++view) {
-      for (int64_t row = 0; row < rows_.rows; ++row) {
-        const int64_t lane = rows_.lane_of(view, row);
-        agreement += kLn2 * (total(agreement_, view, row) + best_partner_u_[lane] / (1 + sums_.others[lane]));
-      }
-    }
-    for (int64_t i = 0; i < 2 * plan_.slabs * units_; ++i) prior += prior_[i];
-    result.invariance = log(double(plan_.num_codes)) - agreement / double(2 * rows_.rows);
-    result.prior = prior / 2;
-    if (!request_.need_grad) return;
-    in_parallel(run_.threads, [&](int64_t worker, int64_t workers) {
-      const Share mine(plan_.tiles, worker, workers);
-      for (int64_t tile = mine.begin; tile < mine.end; ++tile) {
-        write_gradients(tile, scratch(worker), result.grad);
-      }
-    });
-  }
-
-  // What the gradients of a tile's rows are made of besides their sums over codes.
-  struct RowScalars {
-    double best_p[kLanes], inverse_mass[kLanes], best_weight[kLanes], weight_sum[kLanes];
-  };
-
-  // `1/(2 n temperature) [E - (sigma - beta t) B + beta (B - B')]`, B' the partner's, each row's best code put back:
-  // best_share and what follows it in formulas.h.
-  // `out`: two scratch arrays, for the best codes of the two views and then for the gradients.
-  void write_gradients(int64_t tile, float* out, float* const (&grad)[2]) {
-    const double scale = 1 / (2.0 * double(rows_.rows) * request_.temperature), beta = request_.beta;
-    RowScalars scalars[2] = {};
-    for (int view = 0; view < 2; ++view) {
-      dictionary_.write_codes(sums_.code + rows_.lane_of(view, tile * kLanes), out + view * scratch_floats_);
-      RowScalars& to = scalars[view];
-      for (int64_t lane = 0; lane < kLanes; ++lane) {
-        const int64_t row = tile * kLanes + lane, i = rows_.lane_of(view, row);
-        if (row >= rows_.rows) continue;  // nothing is written for it
-        const BestShare share = best_share(sums_.others[i], total(mass_, view, row), total(weight_sum_, view, row),
-                                           best_prior_weight_[i], beta, best_partner_u_[i]);
-        to.best_p[lane] = share.p, to.inverse_mass[lane] = share.inverse_mass;
-        to.best_weight[lane] = share.weight, to.weight_sum[lane] = share.weight_sum;
-      }
-    }
-    for (int64_t i = 0; i < places_; i += kLanes) {
-      VecDouble expected[2], pull[2];
-#pragma GCC unroll 2
-      for (int view = 0; view < 2; ++view) {
-        const RowScalars& from = scalars[view];
-        const VecDouble code = widened(load(out + view * scratch_floats_ + i));
-        expected[view] = sum_over_slabs(expected_, flushed_expected_, view, tile, i);
-        expected[view] =
-            expected_coordinate(expected[view], load_doubles(from.best_p), load_doubles(from.inverse_mass), code);
-        pull[view] = sum_over_slabs(pull_, flushed_pull_, view, tile, i) + load_doubles(from.best_weight) * code;
-      }
-#pragma GCC unroll 2
-      for (int view = 0; view < 2; ++view) {
-        const VecDouble sum = gradient_coordinate(pull[view], load_doubles(scalars[view].weight_sum), expected[view],
-                                                  expected[1 - view], beta);
-        store(out + view * scratch_floats_ + i, narrowed(scale * sum));
-      }
-    }
-    for (int view = 0; view < 2; ++view) {
-      store_rows(dictionary_, out + view * scratch_floats_, tile * kLanes, rows_.rows, grad[view]);
-    }
-  }
-
   // One place of an accumulator, what was flushed from it included.
-  CPK_INLINE VecDouble sum_over_slabs(const Buffer<float>& recent, const Buffer<double>& flushed, int view, int64_t tile,
-                           int64_t i) const {
+  CPK_INLINE VecDouble sum_over_slabs(const Buffer<float>& recent, const Buffer<double>& flushed, int view,
+                                      int64_t tile, int64_t i) const {
     VecDouble sum;
     for (int64_t s = 0; s < plan_.slabs; ++s) {
       const int64_t from = at(view, s * plan_.tiles + tile, sums_floats_) + i;
@@ -277,6 +239,21 @@ class LossPass {
   Barrier barrier_;
 };
 
+// Runs the pass for the prior that is asked for and calls use(pass).
+template <class Blocks, class Use>
+static void with_loss_pass(const Blocks& dictionary, const Tiles& rows, const RowSums& sums, const LossRequest& request,
+                           const Run& run, const Use& use) {
+  if (request.prior == Prior::kReverseKL) {
+    LossPass<Blocks, Prior::kReverseKL> pass(dictionary, rows, sums, request, run);
+    pass.run();
+    use(pass);
+  } else {
+    LossPass<Blocks, Prior::kCrossEntropy> pass(dictionary, rows, sums, request, run);
+    pass.run();
+    use(pass);
+  }
+}
+
 template <class Blocks>
 static void cplearn_loss(const Blocks& dictionary, const Batch (&views)[2], const LossRequest& request, const Run& run,
                          LossResult& result) {
@@ -290,9 +267,15 @@ static void cplearn_loss(const Blocks& dictionary, const Batch (&views)[2], cons
   }
   const RowSums sums(rows.count * kLanes);
   row_pass(dictionary, rows, run, sums);
-  if (request.prior == Prior::kReverseKL) {
-    LossPass<Blocks, Prior::kReverseKL>(dictionary, rows, sums, request, run).run(result);
-  } else {
-    LossPass<Blocks, Prior::kCrossEntropy>(dictionary, rows, sums, request, run).run(result);
-  }
+  with_loss_pass(dictionary, rows, sums, request, run, [&](const auto& pass) {
+    const int64_t count = 2 * rows.rows;
+    const Buffer<double> scalars(kRowScalars * count);
+    pass.write_scalars(scalars + 0);
+    double agreement = 0;
+    for (int64_t i = 0; i < count; ++i) agreement += scalars[kAgreement * count + i];
+    result.invariance = log(double(dictionary.total_codes)) - agreement / double(count);
+    result.prior = pass.prior() / 2;
+    if (!request.need_grad) return;
+    write_gradients(dictionary, rows, sums, scalars + 0, pass, request.temperature, request.beta, run, result.grad);
+  });
 }

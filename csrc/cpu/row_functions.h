@@ -36,12 +36,10 @@ struct Probabilities {
   }
 };
 
+// p̄ of every code, given what is known of the rows.
 template <class Blocks>
-static void mean_assignment(const Blocks& dictionary, const Batch& batch, double temperature, const Run& run,
-                            float* out) {
-  const Tiles rows(dictionary, &batch, 1, kLog2E / temperature, run.threads);
-  const RowSums sums(rows.count * kLanes);
-  row_pass(dictionary, rows, run, sums);
+static void means_of_codes(const Blocks& dictionary, const Tiles& rows, const RowSums& sums, const Run& run,
+                           float* out) {
   const Schedule plan(dictionary, rows.count);
   const int64_t block_floats = plan.block * kLanes;
   Buffer<float> column(block_floats * run.threads), scratch(block_floats * run.threads);
@@ -60,11 +58,20 @@ static void mean_assignment(const Blocks& dictionary, const Batch& batch, double
         dictionary.logits(rows.tile(t), signs, sink, scratch + worker * block_floats);
       }
       for (int64_t j = 0; j < plan.codes_in(b); ++j) {
-        out[b * plan.block + j] = sum_lanes(load(my_column + j * kLanes)) / float(batch.rows);
+        out[b * plan.block + j] = sum_lanes(load(my_column + j * kLanes)) / float(rows.rows);
       }
     }
   });
   interruption.throw_if_interrupted();
+}
+
+template <class Blocks>
+static void mean_assignment(const Blocks& dictionary, const Batch& batch, double temperature, const Run& run,
+                            float* out) {
+  const Tiles rows(dictionary, &batch, 1, kLog2E / temperature, run.threads);
+  const RowSums sums(rows.count * kLanes);
+  row_pass(dictionary, rows, run, sums);
+  means_of_codes(dictionary, rows, sums, run, out);
 }
 
 // What the sums of codes below are weighted with besides p: nothing.

@@ -62,6 +62,12 @@ struct RowSums {
   Buffer<int64_t> code;
   Buffer<double> others;
   explicit RowSums(int64_t lanes) : best(lanes), inverse_sum(lanes), log2_mean(lanes), code(lanes), others(lanes) {}
+
+  void set(int64_t i, float best_, double others_, int64_t code_, bool padding, int64_t total_codes) const {
+    best[i] = best_, others[i] = others_, code[i] = code_;
+    inverse_sum[i] = padding ? 0.0f : float(1 / (1 + others_));
+    log2_mean[i] = padding ? 1e37f : float((log1p(others_) - log(double(total_codes))) * kLog2E);
+  }
 };
 
 // Calls visit(worker, item, tile, block, signs) for every block of every item, each item by one thread in ascending
@@ -117,11 +123,6 @@ static void row_pass(const Blocks& dictionary, const Tiles& rows, const Run& run
     for (int64_t s = i; s < plan.slabs * lanes; s += lanes) {
       if (s != winner) sum += (1 + others[s]) * exp2(double(best[s]) - best[winner]);
     }
-    const bool padding = rows.is_padding(i);
-    result.best[i] = best[winner];
-    result.code[i] = code[winner];
-    result.others[i] = sum;
-    result.inverse_sum[i] = padding ? 0.0f : float(1 / (1 + sum));
-    result.log2_mean[i] = padding ? 1e37f : float((log1p(sum) - log(double(dictionary.num_codes))) * kLog2E);
+    result.set(i, best[winner], sum, code[winner], rows.is_padding(i), dictionary.total_codes);
   }
 }

@@ -101,6 +101,7 @@ class SignBlocks {
   explicit SignBlocks(const Codes& codes)
       : num_features(codes.num_features),
         num_codes(codes.num_codes),
+        total_codes(codes.total_codes),
         words_(divide_up(num_features, 32)),
         // Larger tables pay once there are enough sums to look up in each: measured, docs/performance.md.
         six_(num_features >= 256),
@@ -112,7 +113,7 @@ class SignBlocks {
         flush_blocks(1),
         codes_(codes) {}
 
-  const int64_t num_features, num_codes;
+  const int64_t num_features, num_codes, total_codes;
 
  private:
   const int64_t words_;  // 32-bit words of a code
@@ -142,7 +143,7 @@ class SignBlocks {
         memset(out + w * block + existing, 0, sizeof(uint32_t) * size_t(block - existing));
       }
     } else {
-      for (int64_t w = 0; w < words_; w += 4) generate(uint64_t(first), uint32_t(w / 4), out + w * block);
+      for (int64_t w = 0; w < words_; w += 4) generate(uint64_t(codes_.first_code + first), uint32_t(w / 4), out + w * block);
     }
     if (six_) repack_in_24(out, words_, block, out + words_ * block);
     if (!both) return;
@@ -249,7 +250,8 @@ class SignBlocks {
 
   uint32_t word_of(int64_t code, int64_t word) const {
     if (codes_.kind == CodeKind::kPacked) return codes_.packed[code * words_ + word];
-    return sign_words(codes_.seed, kStreamRademacher, uint64_t(code), uint32_t(word / 4)).word[word % 4];
+    const uint64_t index = uint64_t(codes_.first_code + code);
+    return sign_words(codes_.seed, kStreamRademacher, index, uint32_t(word / 4)).word[word % 4];
   }
 
   // Up to four words, starting with word 4 * group, of all codes of a block: Philox4x32-10 on kWideLanes codes at a

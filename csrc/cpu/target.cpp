@@ -35,8 +35,10 @@ namespace CPK_TARGET {
 #include "row_pass.h"
 #include "loss_streams.h"
 #include "loss_columns.h"
+#include "loss_gradients.h"
 #include "loss_pass.h"
 #include "row_functions.h"
+#include "shard.h"
 #include "softmax.h"
 #include "assign.h"
 
@@ -63,6 +65,10 @@ CPK_FOR_BOTH_KINDS(expected_code_backward)
 CPK_FOR_BOTH_KINDS(mean_assignment)
 CPK_FOR_BOTH_KINDS(mean_assignment_backward)
 CPK_FOR_BOTH_KINDS(assign)
+CPK_FOR_BOTH_KINDS(row_sums)
+CPK_FOR_BOTH_KINDS(shard_mean_assignment)
+CPK_FOR_BOTH_KINDS(shard_sums)
+CPK_FOR_BOTH_KINDS(shard_gradients)
 
 #define CPK_STRING_(x) #x
 #define CPK_STRING(x) CPK_STRING_(x)
@@ -80,6 +86,10 @@ constexpr Kernels kernels = {  // constant: nothing of this file may run before 
     AnyKind_mean_assignment(),
     AnyKind_mean_assignment_backward(),
     AnyKind_assign(),
+    AnyKind_row_sums(),
+    AnyKind_shard_mean_assignment(),
+    AnyKind_shard_sums(),
+    AnyKind_shard_gradients(),
 };
 
 }  // namespace CPK_TARGET

@@ -23,19 +23,19 @@ struct Matrix {
   const double* operator[](int64_t i) const { return data.data() + i * columns; }
 };
 
-// Entry k of code j (cplearn_kernels/dictionary.py).
+// Entry k of code j of the range (cplearn_kernels/dictionary.py).
 inline double sign(const Codes& codes, int64_t j, int64_t k) {
   bool negative;
   if (codes.kind == CodeKind::kPacked) {
     negative = codes.packed[j * ((codes.num_features + 31) / 32) + k / 32] >> (k % 32) & 1;
   } else {
     const bool hadamard = codes.kind == CodeKind::kHadamard;
-    const int64_t index = hadamard ? j >> codes.log2_block : j;
+    const int64_t code = codes.first_code + j, index = hadamard ? code >> codes.log2_block : code;
     const cplearn::PhiloxStream stream = hadamard ? cplearn::kStreamHadamardSigns : cplearn::kStreamRademacher;
     negative = cplearn::sign_words(codes.seed, stream, uint64_t(index), uint32_t(k / 128)).word[k % 128 / 32] >>
                    (k % 32) & 1;
     if (hadamard) {
-      const int64_t within = j & ((int64_t{1} << codes.log2_block) - 1);
+      const int64_t within = code & ((int64_t{1} << codes.log2_block) - 1);
       negative ^= __builtin_parityll(uint64_t(codes.positions[k] & within));
     }
   }

@@ -44,6 +44,8 @@ struct Case {
         for (const double value : values) h[view].push_back(float(value / length));
       }
     }
+    // Half of the dictionaries do not begin at code 0, many of those beyond 32 bits.
+    if (below(2)) codes.first_code = below(int64_t{1} << 20) << (below(30) + log2_block);
   }
 
   int64_t below(int64_t bound) { return int64_t(random() % uint32_t(bound)); }

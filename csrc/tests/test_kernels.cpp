@@ -11,6 +11,7 @@
 #include "check.h"
 #include "oracle.h"
 #include "random_case.h"
+#include "shards.h"
 
 namespace {
 
@@ -37,7 +38,10 @@ std::vector<float> same_for_all_threads(const std::string& what, int64_t count, 
 // mass, so that a gradient cancels down to little.
 double gradient_tolerance(const Codes& codes) { return codes.num_features <= 16 ? 5e-5 : 1e-5; }
 
-void check_loss(Case& test, const Kernels& kernels, const Matrix& w) {
+// (views, request, run, result): the loss in one piece, or by shards.
+using Loss = std::function<void(const Batch (&)[2], const LossRequest&, const Run&, LossResult&)>;
+
+void check_loss(const std::string& what, Case& test, const Matrix& w, const Loss& loss) {
   const int64_t f = test.codes.num_features, c = test.codes.num_codes, size = test.n * f;
   const Matrix h[2] = {oracle::from_floats(test.h[0], f), oracle::from_floats(test.h[1], f)};
   std::vector<float> q;
@@ -53,24 +57,24 @@ void check_loss(Case& test, const Kernels& kernels, const Matrix& w) {
     double terms[2];
     const auto run_loss = [&](const Run& run, float* out) {
       LossResult result{0, 0, {out, out + size}};
-      kernels.cplearn_loss(test.codes, views, request, run, result);
+      loss(views, request, run, result);
       terms[0] = result.invariance, terms[1] = result.prior;
       out[2 * size] = float(result.invariance), out[2 * size + 1] = float(result.prior);
     };
-    std::vector<float> got = same_for_all_threads("cplearn_loss", 2 * size + 2, run_loss);
+    std::vector<float> got = same_for_all_threads(what, 2 * size + 2, run_loss);
     got.resize(size_t(2 * size));
     const double value = terms[1] + request.beta * terms[0];
     const double right = expected.prior + request.beta * expected.invariance;
     const bool few = f <= 16;
-    require(std::fabs(value - right) <= (few ? 5e-6 : 1e-6) * std::max(std::fabs(right), 1.0), "cplearn_loss: value");
+    require(std::fabs(value - right) <= (few ? 5e-6 : 1e-6) * std::max(std::fabs(right), 1.0), what + ": value");
     std::vector<double> grads = expected.grad[0].data;
     grads.insert(grads.end(), expected.grad[1].data.begin(), expected.grad[1].data.end());
     const double floor = 1e-2 * std::sqrt(double(f) / double(test.n)) / (2 * test.temperature);
-    compare("cplearn_loss: gradient", got, grads, gradient_tolerance(test.codes), floor);
+    compare(what + ": gradient", got, grads, gradient_tolerance(test.codes), floor);
     request.need_grad = false;
     LossResult without{0, 0, {nullptr, nullptr}};
-    kernels.cplearn_loss(test.codes, views, request, {2, nullptr}, without);
-    require(without.invariance == terms[0] && without.prior == terms[1], "cplearn_loss: depends on need_grad");
+    loss(views, request, {2, nullptr}, without);
+    require(without.invariance == terms[0] && without.prior == terms[1], what + ": depends on need_grad");
   }
 }
 
@@ -125,6 +129,11 @@ void check_rows(Case& test, const Kernels& kernels, const Matrix& w) {
     kernels.mean_assignment(codes, batch, temperature, run, out);
   });
   compare("mean_assignment", means, mean, 1e-5, 0);
+  const std::vector<Shard> shards = random_shards(test);
+  const auto sharded_means = same_for_all_threads("mean_assignment by shards", c, [&](const Run& run, float* out) {
+    mean_assignment_by_shards(kernels, shards, batch, temperature, run, out);
+  });
+  compare("mean_assignment by shards", sharded_means, mean, 1e-5, 0);
   const std::vector<float> per_code = test.normals(c);
   const auto mean_grad = same_for_all_threads("mean_assignment_backward", n * f, [&](const Run& run, float* out) {
     kernels.mean_assignment_backward(codes, batch, per_code.data(), temperature, run, out);
@@ -177,17 +186,25 @@ void check_interruption(const Kernels& kernels) {
   Codes codes{CodeKind::kRademacher, 64, int64_t{1} << 34, 1, 6, nullptr, nullptr};
   const Batch batch{h.data(), 1}, views[2] = {batch, batch};
   for (int threads = 1; threads <= 2; ++threads) {
-    for (int which = 0; which < 3; ++which) {
+    for (int which = 0; which < 5; ++which) {
       const Run run{threads, [] { return true; }};
       LossResult result{0, 0, {nullptr, nullptr}};
       float score;
       int64_t code;
+      double best[2] = {}, others[2] = {}, scalars[2 * kRowScalars];
+      int64_t no_code[2] = {-1, -1};
+      RowBests bests{best, others, no_code};
+      ShardSums sums{scalars, nullptr, nullptr, 0};
       bool stopped = false;
       const auto began = std::chrono::steady_clock::now();
       try {
         if (which == 0) kernels.cplearn_loss(codes, views, {1, 1, Prior::kReverseKL, nullptr, false}, run, result);
         if (which == 1) kernels.projector_logsumexp(codes, batch, 1, run, &score);
         if (which == 2) kernels.assign(codes, batch, 1, run, &score, &code);
+        if (which == 3) kernels.row_sums(codes, batch, 1, run, bests);
+        if (which == 4) {
+          kernels.shard_sums(codes, views, bests, {1, 1, Prior::kReverseKL, nullptr, false}, run, sums);
+        }
       } catch (const Interrupted&) {
         stopped = true;
       }
@@ -232,7 +249,13 @@ int main(int argc, char** argv) {
         Case test(seed + uint32_t(i));
         where = "seed " + std::to_string(seed + uint32_t(i)) + ": " + test.describe();
         const Matrix w = oracle::dense(test.codes);
-        check_loss(test, *kernels, w);
+        check_loss("cplearn_loss", test, w, [&](auto& views, auto& request, auto& run, auto& result) {
+          kernels->cplearn_loss(test.codes, views, request, run, result);
+        });
+        const std::vector<Shard> shards = random_shards(test);
+        check_loss("loss by shards", test, w, [&](auto& views, auto& request, auto& run, auto& result) {
+          loss_by_shards(*kernels, shards, views, request, run, result);
+        });
         check_rows(test, *kernels, w);
         ++passed;
       }

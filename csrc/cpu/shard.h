@@ -1,0 +1,111 @@
+// One range of codes against all rows of a group of ranks, in steps between which the ranks combine what they found:
+// row_sums, then shard_sums and shard_gradients for the loss, or shard_mean_assignment.
+//
+// No inclusion guard: see vector.h.
+
+template <class Blocks>
+static void row_sums(const Blocks& dictionary, const Batch& batch, double temperature, const Run& run,
+                     RowBests& out) {
+  const Tiles rows(dictionary, &batch, 1, kLog2E / temperature, run.threads);
+  const RowSums sums(rows.count * kLanes);
+  row_pass(dictionary, rows, run, sums);
+  for (int64_t i = 0; i < batch.rows; ++i) {
+    out.best[i] = sums.best[i], out.others[i] = sums.others[i], out.code[i] = sums.code[i];
+  }
+}
+
+// What the group knows, by lane.
+static void spread(const RowBests& bests, const Tiling& tiling, int64_t total_codes, const RowSums& out) {
+  for (int64_t i = 0; i < tiling.count * kLanes; ++i) {
+    const int64_t padded_rows = tiling.per_batch * kLanes, row = i / padded_rows * tiling.rows + i % padded_rows;
+    if (tiling.is_padding(i)) out.set(i, 0, 0, -1, true, total_codes);
+    else out.set(i, float(bests.best[row]), bests.others[row], bests.code[row], false, total_codes);
+  }
+}
+
+template <class Blocks>
+static void shard_mean_assignment(const Blocks& dictionary, const Batch& batch, const RowBests& bests,
+                                  double temperature, const Run& run, float* out) {
+  const Tiles rows(dictionary, &batch, 1, kLog2E / temperature, run.threads);
+  const RowSums sums(rows.count * kLanes);
+  spread(bests, rows, dictionary.total_codes, sums);
+  means_of_codes(dictionary, rows, sums, run, out);
+}
+
+// The sums of codes that a LossPass has found, kept for write_gradients: (2 rows, num_features) each.
+struct KeptSums {
+  const Tiling& tiling;
+  int64_t num_features;
+  double* kept_expected;
+  double* kept_pull;
+
+  template <class Pass>
+  void keep(const Pass& pass, int threads) const {
+    in_parallel(threads, [&](int64_t worker, int64_t workers) {
+      const Share mine(tiling.count, worker, workers);
+      for (int64_t t = mine.begin; t < mine.end; ++t) {
+        const int view = int(t / tiling.per_batch);
+        const int64_t tile = t % tiling.per_batch;
+        for (int64_t k = 0; k < num_features; ++k) {
+          write(pass.expected(view, tile, k), kept_expected, view, tile, k);
+          write(pass.pull(view, tile, k), kept_pull, view, tile, k);
+        }
+      }
+    });
+  }
+  VecDouble expected(int view, int64_t tile, int64_t k) const { return read(kept_expected, view, tile, k); }
+  VecDouble pull(int view, int64_t tile, int64_t k) const { return read(kept_pull, view, tile, k); }
+
+ private:
+  int64_t height(int64_t tile) const { return smaller(kLanes, tiling.rows - tile * kLanes); }
+  int64_t at(int view, int64_t tile, int64_t k) const {
+    return (view * tiling.rows + tile * kLanes) * num_features + k;
+  }
+  void write(VecDouble value, double* kept, int view, int64_t tile, int64_t k) const {
+    double lanes[kLanes];
+    memcpy(lanes, &value.low, sizeof value.low);
+    memcpy(lanes + kLanes / 2, &value.high, sizeof value.high);
+    double* const to = kept + at(view, tile, k);
+    for (int64_t row = 0; row < height(tile); ++row) to[row * num_features] = lanes[row];
+  }
+  VecDouble read(const double* kept, int view, int64_t tile, int64_t k) const {
+    double lanes[kLanes] = {};
+    const double* const from = kept + at(view, tile, k);
+    for (int64_t row = 0; row < height(tile); ++row) lanes[row] = from[row * num_features];
+    return load_doubles(lanes);
+  }
+};
+
+template <class Blocks>
+static void shard_sums(const Blocks& dictionary, const Batch (&views)[2], const RowBests& bests,
+                       const LossRequest& request, const Run& run, ShardSums& out) {
+  const Tiles rows(dictionary, views, 2, kLog2E / request.temperature, run.threads);
+  const int64_t count = 2 * rows.rows;
+  if (!rows.finite) {
+    out.prior = NAN;
+    for (int64_t i = 0; i < kRowScalars * count; ++i) out.scalars[i] = NAN;
+    for (int64_t i = 0; request.need_grad && i < count * dictionary.num_features; ++i) {
+      out.expected[i] = out.pull[i] = NAN;
+    }
+    return;
+  }
+  const RowSums sums(rows.count * kLanes);
+  spread(bests, rows, dictionary.total_codes, sums);
+  with_loss_pass(dictionary, rows, sums, request, run, [&](const auto& pass) {
+    pass.write_scalars(out.scalars);
+    out.prior = pass.prior();
+    const KeptSums kept{rows, dictionary.num_features, out.expected, out.pull};
+    if (request.need_grad) kept.keep(pass, run.threads);
+  });
+}
+
+template <class Blocks>
+static void shard_gradients(const Blocks& dictionary, int64_t rows, const RowBests& bests, double temperature,
+                            double beta, const ShardSums& found, const Run& run, float* grad) {
+  const Tiling tiling(rows, 2);
+  const RowSums sums(tiling.count * kLanes);
+  spread(bests, tiling, dictionary.total_codes, sums);
+  float* const grads[2] = {grad, grad + rows * dictionary.num_features};
+  const KeptSums kept{tiling, dictionary.num_features, found.expected, found.pull};
+  write_gradients(dictionary, tiling, sums, found.scalars, kept, temperature, beta, run, grads);
+}
