@@ -5,14 +5,16 @@
     python -m bench.distributed --show FILE.json          # the tables of an earlier run
 
 Speed: one process with one thread against two with one thread each, on the same batch, in turns of alternating order;
-a ratio is formed within a round. Traffic: each rank has a network namespace with an interface of its own, whose
+a ratio is formed within a round, of the clock's seconds and of those on a processor (the busiest rank's), which other
+people's load leaves alone. Traffic: each rank has a network namespace with an interface of its own, whose
 counters are read before and after some steps, so that making connections does not count; payload is bytes less 66 of
 headers for each packet, acknowledgements included. Where there can be no such namespaces, what is handed to
 torch.distributed is counted instead and marked "hooks". Links: the same ranks with the interfaces slowed down, against
 `bench.scaling_predictions.behind_links`. The JSON:
 
     {"schema": 1, "benchmark": "distributed", "machine": `bench.machine.describe`'s, "settings": {...},
-     "speed": [{"case", "one", "two": {"seconds", spread}, "ratio": {"values", spread}, "parts": {part: seconds}}],
+     "speed": [{"case", "one", "two": {"seconds", spread}, "ratio", "processor_ratio": {"values", spread},
+                "parts": {part: seconds}}],
      "traffic": [{"case", "world", "counted": "interface" or "hooks", "payload", "bytes", "packets": per rank and step,
                   "handed": {collective: bytes}, "formula", "formula_with_gloo"}],
      "links": [{"case", "world", "rate", "delay", "seconds": spread, "predicted", "unlimited", "pass_1"}],
@@ -35,12 +37,15 @@ import torch
 from bench import distributed_network as network
 from bench import distributed_ranks as ranks
 from bench import scaling_formulas as formulas
+from bench.distributed_parts import PARTS
 from bench.distributed_tables import table
 from bench.gpu_record import write_json
 from bench.machine import describe, slug
 from bench.results import RESULTS, ResultsError
 from bench.scaling_predictions import behind_links
 from bench.timing import ratios, spread
+from cplearn_kernels import HadamardDictionary
+from cplearn_kernels.backends import select
 
 SCHEMA = 1
 SECTIONS = ("speed", "traffic", "links")
@@ -57,13 +62,10 @@ def case(N: int, f: int, c: int, dtype: str = "float32") -> dict[str, Any]:
 
 
 def shape_of(entry: Mapping[str, Any], world: int) -> formulas.Shape:
-    from cplearn_kernels import backends
-
+    """The formulas' shape of a case; the backend decides how many numbers per row are added up."""
     element = {"float64": 8, "float32": 4}.get(entry["dtype"], 2)
     h = torch.empty(1, entry["f"], dtype=getattr(torch, entry["dtype"]))
-    from cplearn_kernels import HadamardDictionary
-
-    backend = backends.select(entry.get("backend"), "cplearn_loss", HadamardDictionary(entry["f"], entry["c"]), h)
+    backend = select(entry["backend"], "cplearn_loss", HadamardDictionary(entry["f"], entry["c"]), h)
     return formulas.hadamard(entry["N"], entry["f"], entry["c"], world, element, backend.Shard.ROW_SCALARS)
 
 
@@ -76,6 +78,7 @@ def speed(cases: Sequence[Mapping[str, Any]], rounds: int, backend: str | None, 
             one.run("take", entry, backend, False)
             two.run("take", entry, backend, True)
             seconds: dict[str, list[float]] = {"one": [], "two": []}
+            processor: dict[str, list[float]] = {"one": [], "two": []}
             warm = {name: max(map(sum, group.run("timed", 2))) / 2 for name, group in (("one", one), ("two", two))}
             repeats = {name: min(max(round(0.3 / took), 1), 50) for name, took in warm.items()}
             for index in range(rounds):
@@ -84,12 +87,14 @@ def speed(cases: Sequence[Mapping[str, Any]], rounds: int, backend: str | None, 
                 for name, group in order if index % 2 == 0 else order[::-1]:
                     took = group.run("timed", repeats[name])
                     seconds[name].append(max(map(sum, took)) / repeats[name])
+                    processor[name].append(max(group.run("processor")))
             counted = two.run("counted", repeats["two"], False)
             rows.append({
                 "case": entry, **{name: {"seconds": values, **spread(values)} for name, values in seconds.items()},
                 "ratio": _with_values(ratios(seconds["one"], seconds["two"])),
+                "processor_ratio": _with_values(ratios(processor["one"], processor["two"])),
                 "parts": {part: statistics.mean(found["parts"].get(part, 0.0) for found in counted) / repeats["two"]
-                          for part in ranks.PARTS},
+                          for part in PARTS},
             })  # fmt: skip
         return rows
     finally:

@@ -15,14 +15,13 @@ import subprocess
 import tempfile
 import time
 import traceback
-from collections import defaultdict
 from typing import Any
 
 import torch
 import torch.multiprocessing as multiprocessing
 
 from bench import distributed_network as network
-from bench.distributed_parts import PARTS, Parts  # noqa: F401
+from bench.distributed_parts import Parts
 
 TEMPERATURE = 0.3
 
@@ -134,12 +133,18 @@ def _take(held, rank: int, world: int, case: dict[str, Any], backend: str | None
 
 
 def _timed(held, rank: int, world: int, steps: int) -> list[float]:
-    seconds = []
+    seconds, before = [], time.process_time()
     for _ in range(steps):
         began = time.perf_counter()
         held["loss"] = step(held["views"], held["dictionary"], held["backend"], held["group"])
         seconds.append(time.perf_counter() - began)
+    held["processor"] = (time.process_time() - before) / steps
     return seconds
+
+
+def _processor(held, rank: int, world: int) -> float:
+    """Seconds on the processor per step of the last `timed`: other people's load hardly changes them."""
+    return held["processor"]
 
 
 def _counted(held, rank: int, world: int, steps: int, on_wire: bool) -> dict[str, Any]:
@@ -156,7 +161,7 @@ def _counted(held, rank: int, world: int, steps: int, on_wire: bool) -> dict[str
             "handed_bytes": dict(parts.bytes), "parts": dict(parts.seconds), "loss": held["loss"]}  # fmt: skip
 
 
-_REQUESTS = {"take": _take, "timed": _timed, "counted": _counted}
+_REQUESTS = {"take": _take, "timed": _timed, "processor": _processor, "counted": _counted}
 
 
 def run_task(task: dict[str, Any]) -> list[dict[str, Any]]:

@@ -17,6 +17,13 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def aligned(table: str) -> str:
+    """A table in Markdown as plain text in columns."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if "|---" not in line]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
 def origin(record: Mapping[str, Any]) -> str:
     """One line: machine, versions, when."""
     machine, settings = record["machine"], record["settings"]
@@ -28,10 +35,10 @@ def origin(record: Mapping[str, Any]) -> str:
 def speed_table(record: Mapping[str, Any]) -> str:
     rows = []
     for row in record["speed"]:
-        shape, low, high = row["case"], row["ratio"]["min"], row["ratio"]["max"]
+        shape, ratios = row["case"], (row["ratio"], row["processor_ratio"])
         rows.append([str(shape["N"]), str(shape["f"]), power(shape["c"]), *(_spread(row[k]) for k in ("one", "two")),
-                     f"{row['ratio']['median']:.2f} ({low:.2f}..{high:.2f})"])  # fmt: skip
-    return markdown(["N", "f", "c", "one process, ms", "two processes, ms", "times as fast"], rows)
+                     *(f"{ratio['median']:.2f} ({ratio['min']:.2f}..{ratio['max']:.2f})" for ratio in ratios)])  # fmt: skip
+    return markdown(["N", "f", "c", "one process, ms", "two processes, ms", "times as fast", "by processor time"], rows)
 
 
 def parts_table(record: Mapping[str, Any]) -> str:
@@ -75,7 +82,7 @@ def table(record: Mapping[str, Any]) -> str:
     blocks = [origin(record)]
     for section, tables in (("speed", (speed_table, parts_table)), ("traffic", (traffic_table,)), ("links", (links_table,))):
         if record[section]:
-            blocks.extend(make(record) for make in tables)
+            blocks.extend(aligned(make(record)) for make in tables)
     if record["no_network"]:
         blocks.append(f"No bytes were counted on a wire: {record['no_network']}")
     blocks.extend(f"a hop of the agreement, {entry['world']} ranks: {1e6 * entry['seconds_per_hop']:.0f} us"
