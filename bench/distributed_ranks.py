@@ -1,8 +1,8 @@
 """Processes that take part in one sharded loss, for the benchmarks: started, timed, their traffic counted.
 
-A task is a dictionary: "world", "cases" (each {"N", "f", "c", "dtype"}), "steps", "warmup", "backend", and for a network
-of its own "rate" (bits per second or None) and "delay" (seconds). Its result: for each case the seconds of each step on
-each rank, the bytes and packets that each rank sent in all counted steps, the bytes that it handed to
+A task is a dictionary: "world", "cases" (each {"N", "f", "c", "dtype"}), "steps", "warmup", "backend", and for a
+network of its own "rate" (bits per second or None) and "delay" (seconds). Its result: for each case the seconds of each
+step on each rank, the bytes and packets that each rank sent in all counted steps, the bytes that it handed to
 torch.distributed (by collective), and the seconds of the parts of a call.
 """
 
@@ -55,7 +55,8 @@ class Group:
         for rank in range(world):
             here, there = context.Pipe()
             store = os.path.join(self._folder.name, "store")
-            process = context.Process(target=_work, args=(rank, world, store, wires is not None, rate, there), daemon=True)
+            arguments = (rank, world, store, wires is not None, rate, there)
+            process = context.Process(target=_work, args=arguments, daemon=True)
             process.start()
             there.close()
             self._pipes.append(here)
@@ -181,7 +182,8 @@ def run_task(task: dict[str, Any]) -> list[dict[str, Any]]:
 def measure(cases, *, world: int, steps: int, backend: str | None, rate: float | None = None, delay: float = 0.0,
             warmup: int = 2) -> list[dict[str, Any]]:  # fmt: skip
     """`run_task` in a network of its own. NetworkError where there can be none."""
-    task = {"world": world, "cases": cases, "steps": steps, "warmup": warmup, "backend": backend, "rate": rate, "delay": delay}
+    task = {"world": world, "cases": cases, "steps": steps, "warmup": warmup, "backend": backend, "rate": rate,
+            "delay": delay}  # fmt: skip
     process = network.inside(["-m", "bench.distributed_network", json.dumps(task)], stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE, text=True)  # fmt: skip
     output, errors = process.communicate()

@@ -29,20 +29,25 @@ def origin(record: Mapping[str, Any]) -> str:
     machine, settings = record["machine"], record["settings"]
     return (f"{machine['cpu']}, {machine['logical_cpus']} cores, one thread a process; torch {machine['torch']}; "
             f"cplearn-kernels {machine['cplearn_kernels']} at {machine['commit'] or 'no commit'}, backend "
-            f"{settings['backend'] or 'the fastest'}; {machine['date']}; load before {machine['load_average']}.")  # fmt: skip
+            f"{settings['backend'] or 'the fastest'}; {machine['date']}; load before "
+            f"{machine['load_average']}.")  # fmt: skip
 
 
 def speed_table(record: Mapping[str, Any]) -> str:
     rows = []
     for row in record["speed"]:
         shape, ratios = row["case"], (row["ratio"], row["processor_ratio"])
-        rows.append([str(shape["N"]), str(shape["f"]), power(shape["c"]), *(_spread(row[k]) for k in ("one", "two")),
-                     *(f"{ratio['median']:.2f} ({ratio['min']:.2f}..{ratio['max']:.2f})" for ratio in ratios)])  # fmt: skip
+        rows.append([
+            str(shape["N"]), str(shape["f"]), power(shape["c"]), *(_spread(row[which]) for which in ("one", "two")),
+            *(f"{ratio['median']:.2f} ({ratio['min']:.2f}..{ratio['max']:.2f})" for ratio in ratios),
+        ])  # fmt: skip
     return markdown(["N", "f", "c", "one process, ms", "two processes, ms", "times as fast", "by processor time"], rows)
 
 
 def parts_table(record: Mapping[str, Any]) -> str:
-    rows = [[power(row["case"]["c"]), *(f"{1e3 * row['parts'][part]:.3g}" for part in PARTS)] for row in record["speed"]]
+    rows = [
+        [power(row["case"]["c"]), *(f"{1e3 * row['parts'][part]:.3g}" for part in PARTS)] for row in record["speed"]
+    ]
     return markdown(["ms on two processes, c", *PARTS], rows)
 
 
@@ -51,14 +56,16 @@ def traffic_table(record: Mapping[str, Any]) -> str:
     codes = sorted({row["case"]["c"] for row in record["traffic"]})
     grouped: dict[tuple, dict[int, Mapping[str, Any]]] = {}
     for row in record["traffic"]:
-        grouped.setdefault((row["case"]["N"], row["case"]["f"], row["world"], row["counted"]), {})[row["case"]["c"]] = row
+        key = row["case"]["N"], row["case"]["f"], row["world"], row["counted"]
+        grouped.setdefault(key, {})[row["case"]["c"]] = row
     rows = []
     for (N, f, world, counted), found in grouped.items():
         any_row = next(iter(found.values()))
         model = any_row["formula_with_gloo" if counted == "interface" else "formula"]
         off = max((row["payload"] / model - 1 for row in found.values()), key=abs)
-        rows.append([str(N), str(f), str(world), counted, *(_kilobytes(found[c]["payload"]) if c in found else "" for c in codes),
-                     _kilobytes(model), f"{100 * off:+.2f} %", _kilobytes(any_row["formula"])])  # fmt: skip
+        payloads = [_kilobytes(found[c]["payload"]) if c in found else "" for c in codes]
+        rows.append([str(N), str(f), str(world), counted, *payloads, _kilobytes(model), f"{100 * off:+.2f} %",
+                     _kilobytes(any_row["formula"])])  # fmt: skip
     head = ["N", "f", "ranks", "counted on", *(f"kB, c = {power(c)}" for c in codes), "formula with gloo's headers, kB",
             "most off", "formula, kB"]  # fmt: skip
     return markdown(head, rows)
@@ -80,7 +87,8 @@ def links_table(record: Mapping[str, Any]) -> str:
 def table(record: Mapping[str, Any]) -> str:
     """Everything as text, the bars last."""
     blocks = [origin(record)]
-    for section, tables in (("speed", (speed_table, parts_table)), ("traffic", (traffic_table,)), ("links", (links_table,))):
+    by_section = {"speed": (speed_table, parts_table), "traffic": (traffic_table,), "links": (links_table,)}
+    for section, tables in by_section.items():
         if record[section]:
             blocks.extend(aligned(make(record)) for make in tables)
     if record["no_network"]:
@@ -94,8 +102,10 @@ def table(record: Mapping[str, Any]) -> str:
 def bars_text(record: Mapping[str, Any]) -> str:
     lines = []
     for bar in record["bars"]:
-        verdict = "not measured" if bar["met"] is None else f"{bar['measured']:.4g}, {'met' if bar['met'] else 'MISSED'}"
-        lines.append(f"- {bar['text']}: {verdict}")
+        said = "not measured"
+        if bar["met"] is not None:
+            said = f"{bar['measured']:.3g}, {'met' if bar['met'] else '**missed**'}"
+        lines.append(f"- {bar['text']}: {said}")
     return "\n".join(lines)
 
 

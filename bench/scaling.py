@@ -1,7 +1,7 @@
 """Says what a sharded loss sends and how it scales to many GPUs: formulas, models, simulation, none of it measured.
 
     python -m bench.scaling                                  # all tables; --markdown for the documentation's form
-    python -m bench.scaling steps crossover --rate 0.3e12    # some, with a rate of logits/s per GPU instead of the model's
+    python -m bench.scaling steps crossover --rate 0.3e12    # some, with a GPU's logits/s instead of the model's
     python -m bench.scaling --shape 4096 2048 24 64          # one step in detail: N, f, log2 of c, GPUs
     python -m bench.scaling --update-docs docs/scaling.md    # fills the tables of the documentation, the measured ones
                                                              # from the latest bench/results/distributed-*.json
@@ -61,8 +61,9 @@ def detail(N: int, f: int, log2_c: int, world: int, rate: float | None) -> str:
     times = predict(shape, rate=rate)
     lines = [f"{term}: {sent:.0f} bytes sent by each rank" for term, sent in formulas.sent(shape).items()]
     lines += [f"{part}: {1e3 * seconds:.4g} ms" for part, seconds in vars(times).items() if part != "rows"]
+    uneven = simulate(shape, rate=rate)
     lines.append(f"all: {1e3 * times.all:.4g} ms predicted, {100 * times.share_of_work:.0f} % of it work on "
-                 f"{shape.codes_per_rank} codes; {1e3 * simulate(shape, rate=rate):.4g} ms with ranks 5 % uneven")  # fmt: skip
+                 f"{shape.codes_per_rank} codes; {1e3 * uneven:.4g} ms with ranks 5 % uneven")  # fmt: skip
     return "\n".join(lines)
 
 
@@ -71,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.scaling", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("tables", nargs="*", help=f"tables to print (all): {', '.join(TABLES)}")
-    add("--rate", type=float, help="logits per second of a GPU, forward and gradient; the model of the kernels unless given")
+    add("--rate", type=float, help="logits per second of a GPU, forward and gradient (a model of the kernels)")
     add("--shape", nargs=4, type=distributed.positive, metavar=("N", "F", "LOG2_C", "GPUS"), help="one step in detail")
     add("--markdown", action="store_true", help="tables in Markdown instead of columns")
     add("--update-docs", type=Path, metavar="FILE", help="fill the tables of a document")

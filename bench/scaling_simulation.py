@@ -54,16 +54,22 @@ def all_reduce(ready: np.ndarray, links: Links, size: float) -> np.ndarray:
 
 def all_to_all(ready: np.ndarray, per_node: int, inside: tuple[float, float], outside: tuple[float, float],
                size: float, overhead: float = 0.0) -> np.ndarray:  # fmt: skip
-    """Rank r sends `size / world` to r + 1, r + 2, ...; inside and outside its node by different links.
+    """Each rank sends `size / world` to every other; inside and outside its node by different links.
 
-    Each way out of a rank, and each way in, carries one message at a time; `overhead` is what starting one costs.
+    In the order of NCCL: one node after the other, and there first to the rank in the same place, so that in each
+    round everyone sends to somebody else. Each way out of a rank, and each way in, carries one message at a time;
+    `overhead` is what starting one costs.
     """
     world = len(ready)
+    per_node = min(per_node, world)
+    if world % per_node:
+        raise ValueError(f"{world} ranks on nodes of {per_node}; expected full nodes")
     rank, message = np.arange(world), size / world
     starting, done = ready.copy(), ready.copy()
     way_out, way_in = np.tile(ready, (2, 1)), np.tile(ready, (2, 1))
     for distance in range(1, world):
-        receiver = (rank + distance) % world
+        nodes_on, places_on = divmod(distance, per_node)
+        receiver = (rank // per_node + nodes_on) * per_node % world + (rank + places_on) % per_node
         far = (rank // per_node != receiver // per_node).astype(int)
         latency, takes = np.where(far, outside[0], inside[0]), message / np.where(far, outside[1], inside[1])
         starting = starting + overhead

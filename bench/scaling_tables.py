@@ -71,10 +71,12 @@ def parts_table(rate: float | None = None, c: int = 1 << 24) -> str:
                 shape = hadamard(rows_of(world)[which], f, c, world, ELEMENT)
                 t, nccl = predict(shape, rate=rate), predict(shape, rate=rate, agree_by="nccl")
                 back = predict(shape, rate=rate, gradients_by="reduce-scatter")
-                rows.append([str(f), which, str(world), *(_ms(value) for value in (
-                    t.agreement, nccl.agreement, t.waits, t.pass_1, t.reductions, t.rest, t.gradients, back.gradients, t.small))])
+                seconds = (t.agreement, nccl.agreement, t.waits, t.pass_1, t.reductions, t.rest, t.gradients,
+                           back.gradients, t.small)  # fmt: skip
+                rows.append([str(f), which, str(world), *map(_ms, seconds)])
     return markdown(["f", "N", "ranks R", "agreement over gloo", "over NCCL instead", "waiting for rows", "pass 1",
-                     "three reductions", "pass 2", "gradients, all-to-all", "by reduce-scatter instead", "between"], rows)  # fmt: skip
+                     "three reductions", "pass 2", "gradients, all-to-all", "by reduce-scatter instead", "between"],
+                    rows)  # fmt: skip
 
 
 def overlap_table(rate: float | None = None, c: int = 1 << 24) -> str:
@@ -93,13 +95,15 @@ def overlap_table(rate: float | None = None, c: int = 1 << 24) -> str:
 
 def crossover_table(rate: float | None = None) -> str:
     """From how many codes on work takes at least half of the step."""
-    choices: Mapping[str, dict] = {"as it is": {}, "agreement over NCCL": {"agree_by": "nccl"},
-                                   "and gradients by reduce-scatter": {"agree_by": "nccl", "gradients_by": "reduce-scatter"}}
+    over_nccl = {"agree_by": "nccl"}
+    choices: Mapping[str, dict] = {"agreement over gloo": {}, "agreement over NCCL": over_nccl,
+                                   "and gradients by reduce-scatter": {**over_nccl, "gradients_by": "reduce-scatter"}}
     rows = []
     for f in FEATURES:
         for which in rows_of(1):
             for world in WORLDS:
-                found = [smallest_codes(rows_of(world)[which], f, world, rate=rate, **options) for options in choices.values()]
+                N = rows_of(world)[which]
+                found = [smallest_codes(N, f, world, rate=rate, **options) for options in choices.values()]
                 rows.append([str(f), which, str(world), *("above 2^34" if c is None else power(c) for c in found)])
     return markdown(["f", "N", "ranks R", *choices], rows)
 
@@ -113,7 +117,8 @@ def straggler_table(rate: float | None = None, c: int = 1 << 28) -> str:
             if fits(shape):
                 closed = predict(shape, rate=rate).all
                 even, uneven = simulate(shape, 0.0, rate=rate), simulate(shape, rate=rate)
-                rows.append([str(f), str(world), _ms(closed), _ms(even), _ms(uneven), f"{100 * (uneven / even - 1):.0f} %"])
+                slower = f"{100 * (uneven / even - 1):.0f} %"
+                rows.append([str(f), str(world), _ms(closed), _ms(even), _ms(uneven), slower])
     return markdown(["f", "ranks R", "formula, ms", "simulated", "simulated, work 5 % uneven", "slower"], rows)
 
 
