@@ -17,7 +17,8 @@ torch.distributed is counted instead and marked "hooks". Links: the same ranks w
                 "parts": {part: seconds}}],
      "traffic": [{"case", "world", "counted": "interface" or "hooks", "payload", "bytes", "packets": per rank and step,
                   "handed": {collective: bytes}, "formula", "formula_with_gloo"}],
-     "links": [{"case", "world", "rate", "delay", "seconds": spread, "predicted", "unlimited", "pass_1"}],
+     "links": [{"case", "world", "rate", "delay", "seconds": spread, "unlimited", "pass_1", "alone": seconds measured,
+                "predicted", "from_one"}],
      "agreement": [{"world", "seconds_per_hop"}], "no_network": None or the reason, "bars": what `judge` returns}
 """
 
@@ -129,8 +130,13 @@ def traffic(cases, worlds: Sequence[int], steps: int, backend: str | None, on_wi
 
 
 def links(cases, worlds, limits, steps: int, backend: str | None, say) -> tuple[list[dict[str, Any]], list[dict]]:
-    """Seconds of a step behind slow links beside their prediction; and seconds per hop of the agreement without."""
+    """Seconds of a step behind slow links beside two predictions; and seconds per hop of the agreement without.
+
+    One prediction begins with the same ranks' step without limits, the other with one process alone, whose time is
+    divided by the ranks that have a core.
+    """
     rows, hops = [], []
+    alone = [statistics.median(found) for found in _alone(cases, steps, backend)]
     for world in worlds:
         say(f"links: {world} ranks, no limit")
         free = ranks.measure(cases, world=world, steps=steps, backend=backend)
@@ -142,16 +148,30 @@ def links(cases, worlds, limits, steps: int, backend: str | None, say) -> tuple[
                 measured = ranks.measure(cases, world=world, steps=steps, backend=backend, rate=rate, delay=delay)
             else:
                 measured = free
-            for found, unlimited in zip(measured, free, strict=True):
+            for found, unlimited, of_one in zip(measured, free, alone, strict=True):
                 shape = shape_of({**found["case"], "backend": backend}, world)
                 base = spread(_slowest(unlimited))["median"]
                 pass_1 = max(rank["parts"]["pass 1"] for rank in unlimited["ranks"]) / steps / 2
                 rows.append({
                     "case": found["case"], "world": world, "rate": rate, "delay": delay,
                     "seconds": {"seconds": _slowest(found), **spread(_slowest(found))}, "unlimited": base,
-                    "pass_1": pass_1, "predicted": behind_links(shape, base, rate, delay, pass_1),
+                    "pass_1": pass_1, "predicted": behind_links(shape, base, rate, delay, pass_1), "alone": of_one,
+                    "from_one": behind_links(shape, of_one / min(world, os.cpu_count()), rate, delay, pass_1),
                 })  # fmt: skip
     return rows, hops
+
+
+def _alone(cases: Sequence[Mapping[str, Any]], steps: int, backend: str | None) -> list[list[float]]:
+    """Seconds of each step of one process with one thread and no process group."""
+    group, found = ranks.Group(1), []
+    try:
+        for entry in cases:
+            group.run("take", entry, backend, False)
+            group.run("timed", 2)
+            found.append(group.run("timed", steps)[0])
+        return found
+    finally:
+        group.close()
 
 
 def _slowest(found: Mapping[str, Any]) -> list[float]:

@@ -79,9 +79,10 @@ def links_table(record: Mapping[str, Any]) -> str:
         rows.append([str(row["world"]), str(shape["N"]), str(shape["f"]), power(shape["c"]), _rate(row["rate"]),
                      f"{1e3 * row['delay']:g}" if row["delay"] else "", _spread(row["seconds"]),
                      f"{1e3 * row['predicted']:.3g}" if limited else "",
-                     f"{row['predicted'] / measured:.2f}" if limited else ""])  # fmt: skip
+                     f"{row['predicted'] / measured:.2f}" if limited else "", f"{1e3 * row['from_one']:.3g}",
+                     f"{row['from_one'] / measured:.2f}"])  # fmt: skip
     return markdown(["ranks", "N", "f", "c", "rate of each rank", "delay, ms", "measured, ms", "predicted, ms",
-                     "predicted / measured"], rows)  # fmt: skip
+                     "predicted / measured", "from one process, ms", "from one / measured"], rows)  # fmt: skip
 
 
 def table(record: Mapping[str, Any]) -> str:
@@ -93,10 +94,16 @@ def table(record: Mapping[str, Any]) -> str:
             blocks.extend(aligned(make(record)) for make in tables)
     if record["no_network"]:
         blocks.append(f"No bytes were counted on a wire: {record['no_network']}")
-    blocks.extend(f"a hop of the agreement, {entry['world']} ranks: {1e6 * entry['seconds_per_hop']:.0f} us"
-                  for entry in record["agreement"])  # fmt: skip
+    if record["agreement"]:
+        blocks.append(hops_text(record))
     blocks.append(bars_text(record))
     return "\n\n".join(blocks)
+
+
+def hops_text(record: Mapping[str, Any]) -> str:
+    """What a hop of the agreement takes where links have no limit."""
+    hops = (f"{1e6 * entry['seconds_per_hop']:.0f} µs with {entry['world']} ranks" for entry in record["agreement"])
+    return f"A hop of the agreement, links without limits: {', '.join(hops)}."
 
 
 def bars_text(record: Mapping[str, Any]) -> str:

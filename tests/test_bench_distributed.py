@@ -95,7 +95,8 @@ def made_up(ratio=1.9, more_bytes=1.0):
     case, numbers = distributed.case, spread([1.0])
     traffic = {"world": 2, "counted": "interface", "bytes": 2e5, "packets": 50.0, "handed": {}, "formula": 1e5,
                "formula_with_gloo": 1.02e5}  # fmt: skip
-    link = {"case": case(256, 128, 1 << 14), "world": 2, "unlimited": 0.5, "pass_1": 0.1, "predicted": 0.75}
+    link = {"case": case(256, 128, 1 << 14), "world": 2, "unlimited": 0.5, "pass_1": 0.1, "predicted": 0.75,
+            "alone": 0.9, "from_one": 0.7}  # fmt: skip
     record = {
         "schema": 1, "benchmark": "distributed", "settings": {"backend": None, "rounds": 1, "steps": 1},
         "machine": {"cpu": "Some CPU (TM) 9", "logical_cpus": 2, "torch": "2.9", "cplearn_kernels": "0.1",
@@ -128,7 +129,7 @@ def test_tables():
     assert "1.70 (1.70..1.70)" in text and "1.7, **missed**" in text and "100 Mbit/s" in text and "no commit" in text
     rows = distributed_tables.traffic_table(made_up(more_bytes=1.1)).splitlines()
     assert rows[2] == "| 64 | 128 | 2 | interface | 100.0 | 110.0 | 102.0 | +7.84 % | 100.0 |"
-    assert "| 750 | 0.75 |" in distributed_tables.links_table(made_up()).splitlines()[-1]
+    assert "| 750 | 0.75 | 700 | 0.70 |" in distributed_tables.links_table(made_up()).splitlines()[-1]
     assert distributed_tables.power(1 << 20) == "2^20" and distributed_tables.power(1000) == "1000"
 
 
