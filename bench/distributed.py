@@ -17,7 +17,7 @@ torch.distributed is counted instead and marked "hooks". Links: the same ranks w
                 "parts": {part: seconds}}],
      "traffic": [{"case", "world", "counted": "interface" or "hooks", "payload", "bytes", "packets": per rank and step,
                   "handed": {collective: bytes}, "formula", "formula_with_gloo"}],
-     "links": [{"case", "world", "rate", "delay", "seconds": spread, "unlimited", "pass_1", "alone": seconds measured,
+     "links": [{"case", "world", "rate", "reached", "delay", "seconds": spread, "unlimited", "pass_1", "alone": seconds measured,
                 "predicted", "from_one"}],
      "agreement": [{"world", "seconds_per_hop"}], "no_network": None or the reason, "bars": what `judge` returns}
 """
@@ -152,11 +152,12 @@ def links(cases, worlds, limits, steps: int, backend: str | None, say) -> tuple[
                 shape = shape_of({**found["case"], "backend": backend}, world)
                 base = spread(_slowest(unlimited))["median"]
                 pass_1 = max(rank["parts"]["pass 1"] for rank in unlimited["ranks"]) / steps / 2
+                reached = found["reached"]
                 rows.append({
-                    "case": found["case"], "world": world, "rate": rate, "delay": delay,
+                    "case": found["case"], "world": world, "rate": rate, "reached": reached, "delay": delay,
                     "seconds": {"seconds": _slowest(found), **spread(_slowest(found))}, "unlimited": base,
-                    "pass_1": pass_1, "predicted": behind_links(shape, base, rate, delay, pass_1), "alone": of_one,
-                    "from_one": behind_links(shape, of_one / min(world, os.cpu_count()), rate, delay, pass_1),
+                    "pass_1": pass_1, "predicted": behind_links(shape, base, reached, delay, pass_1), "alone": of_one,
+                    "from_one": behind_links(shape, of_one / min(world, os.cpu_count()), reached, delay, pass_1),
                 })  # fmt: skip
     return rows, hops
 

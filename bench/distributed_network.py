@@ -75,8 +75,9 @@ def configure(rank: int, rate: float | None) -> None:
     _run(f"ip link set lo up; ip link set eth0 addrgenmode none mtu {MTU} address {_mac(rank)}; "
          f"ip addr add 10.0.0.{rank + 1}/24 dev eth0; ip link set eth0 up")  # fmt: skip
     if rate:
-        # A small bucket: what it holds would cross unhindered at the beginning of every exchange.
-        _run(f"tc qdisc add dev eth0 root tbf rate {int(rate)}bit burst {2 * MTU} limit 64mb")
+        # What the bucket holds crosses unhindered at the beginning of every exchange; what overflows it while the
+        # processors are busy is lost, so that much less makes the link slower than its rate.
+        _run(f"tc qdisc add dev eth0 root tbf rate {int(rate)}bit burst {4 * MTU} limit 64mb")
 
 
 def sent() -> tuple[int, int]:

@@ -162,18 +162,34 @@ def _counted(held, rank: int, world: int, steps: int, on_wire: bool) -> dict[str
             "handed_bytes": dict(parts.bytes), "parts": dict(parts.seconds), "loss": held["loss"]}  # fmt: skip
 
 
-_REQUESTS = {"take": _take, "timed": _timed, "processor": _processor, "counted": _counted}
+def _reached(held, rank: int, world: int, size: int = 1 << 20, times: int = 3) -> float:
+    """Bits per second that a rank sends in an all-gather of `size` bytes from each: what TCP makes of the link."""
+    import torch.distributed as dist
+
+    part, whole = torch.zeros(size, dtype=torch.uint8), torch.empty(world * size, dtype=torch.uint8)
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(whole, part)
+    began = time.perf_counter()
+    for _ in range(times):
+        gather(whole, part)
+    return 8 * times * (world - 1) * size / (time.perf_counter() - began)
+
+
+_REQUESTS = {"take": _take, "timed": _timed, "processor": _processor, "counted": _counted, "reached": _reached}
 
 
 def run_task(task: dict[str, Any]) -> list[dict[str, Any]]:
-    """One entry per case: {"case", "ranks": [what each rank counted]}. Called inside a namespace, see `measure`."""
+    """One entry per case: {"case", "ranks": [what each counted], "reached": bits per second, or None without a rate}.
+
+    Called inside a namespace, see `measure`.
+    """
     group = Group(task["world"], network.Network(task["delay"]), task["rate"])
     try:
-        found = []
+        found, reached = [], min(group.run("reached")) if task["rate"] else None
         for case in task["cases"]:
             group.run("take", case, task["backend"], True)
             group.run("timed", task["warmup"])
-            found.append({"case": case, "ranks": group.run("counted", task["steps"], True)})
+            found.append({"case": case, "ranks": group.run("counted", task["steps"], True), "reached": reached})
         return found
     finally:
         group.close()

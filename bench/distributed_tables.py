@@ -77,11 +77,12 @@ def links_table(record: Mapping[str, Any]) -> str:
         shape, measured = row["case"], row["seconds"]["median"]
         limited = bool(row["rate"] or row["delay"])
         rows.append([str(row["world"]), str(shape["N"]), str(shape["f"]), power(shape["c"]), _rate(row["rate"]),
+                     _rate(row["reached"]) if row["rate"] else "",
                      f"{1e3 * row['delay']:g}" if row["delay"] else "", _spread(row["seconds"]),
                      f"{1e3 * row['predicted']:.3g}" if limited else "",
                      f"{row['predicted'] / measured:.2f}" if limited else "", f"{1e3 * row['from_one']:.3g}",
                      f"{row['from_one'] / measured:.2f}"])  # fmt: skip
-    return markdown(["ranks", "N", "f", "c", "rate of each rank", "delay, ms", "measured, ms", "predicted, ms",
+    return markdown(["ranks", "N", "f", "c", "rate of each rank", "reached", "delay, ms", "measured, ms", "predicted, ms",
                      "predicted / measured", "from one process, ms", "from one / measured"], rows)  # fmt: skip
 
 
@@ -127,4 +128,4 @@ def _kilobytes(number: float) -> str:
 def _rate(rate: float | None) -> str:
     if not rate:
         return "no limit"
-    return f"{rate / 1e9:g} Gbit/s" if rate >= 1e9 else f"{rate / 1e6:g} Mbit/s"
+    return f"{rate / 1e9:.3g} Gbit/s" if rate >= 1e9 else f"{rate / 1e6:.3g} Mbit/s"

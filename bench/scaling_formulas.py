@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Per row and view: the largest logit as an integer, two sums with it, the backend's scalars; 8 bytes each.
 AGREEMENT_INTEGERS = 16
-ROW_SCALARS = 4
+# Numbers per row that a backend's second pass adds up over ranks (`Shard.ROW_SCALARS`), 8 bytes each.
+ROW_SCALARS = 5  # of the backends cpu and cuda; torch and triton have 4
 TERMS = ("agreement", "rows", "best logits", "sums", "scalars", "gradients")
 # Per message gloo announces, asks for and heads the data with 48 bytes each.
 GLOO_MESSAGE_BYTES = 144
@@ -112,7 +112,7 @@ def memory(shape: Shape) -> dict[str, float]:
     return {
         "rows of all ranks": rows["rows"],
         "this range's share of the gradients": rows["gradients"],
-        "the same in the order of ranks": 2 * rows["gradients"],
+        "the same in the order of ranks": rows["gradients"],
         "gradients received": rows["gradients"],
         "sums per row": rows["best logits"] + rows["sums"] + rows["scalars"],
     }
