@@ -9,7 +9,7 @@ from pathlib import Path
 SOURCES = Path(__file__).resolve().parent.parent / "csrc" / "cuda"
 # Values of CPK_LOG2_BLOCK with which passes.cu is compiled; 0 stands for independent codes, whose products are stored.
 BLOCKS = (6, 7, 8, 9, 10, 11, 12, 13, 0)
-SMALL = ("rows_in", "rows_out", "signs", "sign_product")
+SMALL = ("rows_in", "rows_out", "codes_out", "signs", "sign_product")
 PURPOSES = ("reverse_kl", "cross_entropy", "value", "row")  # weighted_codes.cuh, Purpose
 RESULTS = ("loss_gradient", "expected_code", "gradient", "given_weights")  # rows.h, Result
 

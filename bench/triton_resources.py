@@ -118,8 +118,9 @@ _SMALL = (
     ("triton_rows", "products_at_best", {"F": 2048, "KIND": 0, "BLOCK": 2048}, {}),
     ("triton_rows", "finish_columns", {"MODE": 3, "GIVEN_PRIOR": True, "BLOCK": 1024}, {"prior_sums": "*fp64"}),
     ("triton_rows", "finish_columns", {"MODE": 2, "GIVEN_PRIOR": False, "BLOCK": 1024}, {"prior_sums": "*fp64"}),
-    ("triton_rows", "merge_row_sums", {"PAIR": True, "LOGS": True, "GIVEN_PRIOR": True, "FIRST": False, "BLOCK": 128}, {}),
-    ("triton_rows", "finish_row_sums", {"PAIR": True, "BLOCK": 128}, {"others": "*fp64"}),
+    ("triton_rows", "merge_row_sums", {"PAIR": True, "LOGS": True, "GIVEN_PRIOR": True, "FIRST": False, "BLOCK": 128}, {"sums": "*fp64"}),
+    ("triton_rows", "agreement", {"BLOCK": 128}, {"others": "*fp64", "sums": "*fp64"}),
+    ("triton_rows", "finish_row_sums", {"PAIR": True, "BLOCK": 128}, {"others": "*fp64", "sums": "*fp64"}),
     ("triton_rows", "merge_weighted", {"FIRST": False, "BLOCK": 1024}, {"sums": "*fp64"}),
     ("triton_rows", "finish_sums", {"F": 2048, "KIND": 0, "BLOCK": 2048}, {"sums": "*fp64"}),
     ("triton_bits", "pack_codes", {"F": 128, "KIND": 1, "BLOCK": 128}, {"out": "*i32"}),
@@ -129,10 +130,9 @@ _SMALL = (
 )  # fmt: skip
 _SMALL_TYPES = {
     "coordinates": "*i32", "positions": "*i32", "packed": "*i32", "sylvester": "*i32", "code": "*i32", "high": "*fp16",
-    "low": "*fp16", "centre_in": "*fp64", "target_in": "*fp64", "centre": "*fp64", "target": "*fp64",
-    "best_weight": "*fp64", "best_share": "*fp64", "invariance": "*fp64", "factor_1": "fp32", "factor_2": "fp32",
-    "log2_codes": "fp32", "n_inverse": "fp32", "codes_over_n": "fp32", "uniform": "fp32", "beta": "fp32",
-    "factor": "fp32",
+    "low": "*fp16", "centre_in": "*fp64", "target_in": "*fp64", "best_share": "*fp64", "factor_1": "fp32",
+    "factor_2": "fp32", "log2_codes": "fp32", "n_inverse": "fp32", "codes_over_n": "fp32", "uniform": "fp32",
+    "beta": "fp32", "factor": "fp32", "first_index": "i64", "total_codes": "i64",
 }  # fmt: skip
 _SMALL_POINTERS = {
     "rows",

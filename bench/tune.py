@@ -21,7 +21,7 @@ import statistics
 import sys
 from typing import Any, Iterator
 
-from bench.triton_resources import ARCHITECTURES, FORMS, Variant, compile_all, is_used, modes, problem
+from bench.triton_resources import ARCHITECTURES, FORMS, Variant, compilers, is_used, modes, problem
 from cplearn_kernels.backends.triton_configurations import KERNELS, TABLE, Configuration
 
 _TWO_VIEWS = ("row_sums", "weighted_codes", "chunk_weights")
@@ -54,7 +54,13 @@ def count_all(
     print(f"{len(wanted)} candidates to compile", flush=True)
     best: dict[tuple, tuple[Configuration, dict]] = {}
     costs: dict[tuple, float] = {}
-    for record in compile_all(wanted, jobs, progress=True):
+    with compilers(jobs) as compiled:
+        records = []
+        for record in compiled(wanted):
+            records.append(record)
+            if len(records) % 20 == 0:
+                print(f"  {len(records)} of {len(wanted)}", flush=True)
+    for record in records:
         if problem(record):
             continue
         key = record["arch"], record["kernel"], record["form"]
@@ -131,6 +137,7 @@ def _pass(kernel: str, form: str):
     state = batch.empty_state()
     slopes, _ = batch.columns(0, c, REVERSE_KL)
     batch.row_sums(state, 0, c, slopes, REVERSE_KL)
+    batch.add_agreement(state)
     batch.finish_row_sums(state, 1.0)
     out = torch.empty(n, 1 << 16, device="cuda")
     both = 2 * n * c

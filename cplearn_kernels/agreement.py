@@ -55,7 +55,7 @@ def agree(ranks: Ranks, call: Call, device: torch.device) -> tuple[list[int], bo
         Disagreement: they differ; the sentence says in what, and which rank passed what.
         RankFailure: a rank failed, died or did not come.
     """
-    calls = ranks.exchange(call.numbers(), device)
+    calls = ranks.compare(call.numbers(), device)
     free = {_NEED_GRAD, _NUM_ROWS} if call.layout == "sharded" else {_NEED_GRAD}
     different = [
         f"{name} was {_values(values, show)}"

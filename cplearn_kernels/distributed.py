@@ -38,6 +38,11 @@ def code_range(dictionary: Dictionary, rank: int, world: int) -> CodeRange | Non
     return CodeRange(dictionary, start, stop) if start < stop else None
 
 
+def largest_range(dictionary: Dictionary, world: int) -> CodeRange:
+    """The most that a rank works on: what the backend of all ranks has to serve."""
+    return code_range(dictionary, world - 1, world)
+
+
 def cplearn_loss(ranks: Ranks, backend, h1, h2, dictionary, temperature, beta, prior, prior_probs, need_grad, layout):
     """The loss of all ranks' rows: (loss, invariance, prior, grad1, grad2), the gradients those of this rank's rows."""
     call = Call("cplearn_loss", backend.NAME, dictionary, h1.dtype, layout, h1.shape[0], temperature, beta, prior,
@@ -191,9 +196,8 @@ class _Rows:
         if not self._sharded:
             first, second = self._ranks.all_reduce(grads.contiguous()).chunk(2)
             return first.clone(), second.clone()
-        per_view = [view.split(self._counts) for view in grads.chunk(2)]
-        parts = [torch.stack(views) for views in zip(*per_view, strict=True)]
-        received = self._ranks.exchange_parts(parts)
+        parts = zip(*(view.split(self._counts) for view in grads.chunk(2)), strict=True)
+        received = self._ranks.exchange(list(parts)).unflatten(1, (2, -1, grads.shape[1]))
         first, second = (received[:, view].sum(0) * self._ranks.world for view in (0, 1))
         return first, second
 
@@ -201,7 +205,8 @@ class _Rows:
         """What all ranks found for this rank's rows, side by side: (N, k) to (n, world k)."""
         if not self._sharded:
             return self._ranks.gather(of_own_codes)().transpose(0, 1).flatten(1)
-        return self._ranks.exchange_parts(list(of_own_codes.split(self._counts))).transpose(0, 1).flatten(1)
+        received = self._ranks.exchange([[part] for part in of_own_codes.split(self._counts)])
+        return received.unflatten(1, (-1, of_own_codes.shape[1])).transpose(0, 1).flatten(1)
 
 
 class _NoCodes:

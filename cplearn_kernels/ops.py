@@ -33,7 +33,9 @@ def _dictionary(weight, signs, kind, num_features, num_codes, seed) -> Dictionar
     return rebuild(kind, num_features, num_codes, seed % (1 << 64), weight, signs)
 
 
-def _select(backend: str, function: str, dictionary: Dictionary, h: Tensor):
+def _select(backend: str, function: str, dictionary: Dictionary, h: Tensor, others: Optional[ranks.Ranks] = None):
+    if others is not None:
+        dictionary = distributed.largest_range(dictionary, others.world)
     return select(backend or None, function, dictionary, h)
 
 
@@ -82,7 +84,7 @@ def _loss(
     arguments = h1, h2, dictionary, temperature, beta, prior, prior_probs, need_grad
     with _over_ranks(group, h1) as others:
         _check_prior_values(prior, prior_probs)
-        module = _select(backend, "cplearn_loss", dictionary, h1)
+        module = _select(backend, "cplearn_loss", dictionary, h1, others)
         if others is None:
             return module.cplearn_loss(*arguments)
         return distributed.cplearn_loss(others, module, *arguments, rows)
@@ -235,7 +237,7 @@ def mean_assignment_over_ranks(
     """(p̄ of all ranks' rows, what the gradient of p̄ of this rank's rows alone must be multiplied with)."""
     dictionary = _dictionary(weight, signs, kind, num_features, num_codes, seed)
     with _over_ranks(group, h) as others:
-        module = _select(backend, "mean_assignment", dictionary, h)
+        module = _select(backend, "mean_assignment", dictionary, h, others)
         if others is None:
             return module.mean_assignment(h, dictionary, temperature), torch.ones((), dtype=torch.float64)
         return distributed.mean_assignment(others, module, h, dictionary, temperature, rows)
@@ -271,7 +273,7 @@ def assign(
     """(scores, codes), each `(n, top_k)`."""
     dictionary = _dictionary(weight, signs, kind, num_features, num_codes, seed)
     with _over_ranks(group, h) as others:
-        module = _select(backend, "assign", dictionary, h)
+        module = _select(backend, "assign", dictionary, h, others)
         if others is None:
             return module.assign(h, dictionary, top_k)
         return distributed.assign(others, module, h, dictionary, top_k, rows)

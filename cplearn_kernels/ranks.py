@@ -124,8 +124,8 @@ class Ranks:
             self._report(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
             raise
 
-    def exchange(self, numbers: list[int], device: torch.device) -> list[list[int]]:
-        """Every rank's `numbers`, by rank. The first exchange of a group waits for all ranks through the store.
+    def compare(self, numbers: list[int], device: torch.device) -> list[list[int]]:
+        """Every rank's `numbers`, by rank. The first comparison of a group waits for all ranks through the store.
 
         On CPU tensors if the group has a backend for them, since reading numbers off a GPU would wait for it.
 
@@ -160,15 +160,18 @@ class Ranks:
         self._wait(dist.all_reduce(tensor, operation, group=self._group(), async_op=True), tensor)
         return tensor
 
-    def exchange_parts(self, parts: list[torch.Tensor]) -> torch.Tensor:
-        """What each rank has for this one, by rank; `parts[r]` goes to rank r, and all ranks send this one as much."""
-        mine = parts[self.rank]
-        received = mine.new_empty(self.world, *mine.shape)
+    def exchange(self, parts: list[list[torch.Tensor]]) -> torch.Tensor:
+        """What each rank has for this one, by rank and flat, `(world, numbers)`.
+
+        `parts[r]`, one tensor after the other, goes to rank r. All ranks send this one as many numbers as it does.
+        """
+        sizes = [sum(tensor.numel() for tensor in part) for part in parts]
+        sent = torch.cat([tensor.flatten() for part in parts for tensor in part])
+        received = sent.new_empty(self.world, sizes[self.rank])
         work = dist.all_to_all_single(
-            received.flatten(), torch.cat([part.flatten() for part in parts]), [mine.numel()] * self.world,
-            [part.numel() for part in parts], group=self._group(), async_op=True,
-        )  # fmt: skip
-        self._wait(work, mine)
+            received.flatten(), sent, [sizes[self.rank]] * self.world, sizes, group=self._group(), async_op=True
+        )
+        self._wait(work, sent)
         return received
 
     # ---- trouble ----

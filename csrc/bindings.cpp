@@ -101,6 +101,12 @@ void assign(const std::string& target, const Codes& codes, Address h, int64_t ro
   });
 }
 
+int64_t shard_size(const std::string& target, const Codes& codes, int64_t rows) {
+  int64_t doubles = 0;
+  cplearn::kernels_named(target).shard_size(codes, rows, doubles);
+  return doubles;
+}
+
 // Addresses of RowBests' arrays.
 using BestsAddresses = std::array<Address, 3>;
 
@@ -183,6 +189,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("mean_assignment", &of_rows<&cplearn::Kernels::mean_assignment>);
   m.def("mean_assignment_backward", &backward_of_rows<&cplearn::Kernels::mean_assignment_backward>);
   m.def("assign", &assign);
+  m.def("shard_size", &shard_size, "doubles at each of shard_sums' two last addresses");
   m.def("row_sums", &row_sums);
   m.def("shard_mean_assignment", &shard_mean_assignment);
   m.def("shard_sums", &shard_sums, "The prior's terms; sums of codes to the two last addresses unless they are 0");

@@ -117,7 +117,7 @@ def test_the_images_and_steps_are_those_of_training(monkeypatch):
     method = methods.build(config(), backbones.build(config())).train()
     optimiser, views = optimisers.build(config(), method), TwoViews(config())
     torch.manual_seed(5)
-    encode, watch = loop.encoder(config(), method), loop.Stopwatch({}, "cpu")
+    encode, watch = loop.BothViews(loop.encoder(config(), method), method), loop.Stopwatch({}, "cpu")
     for index, _ in zip(loop.batches(config(), 9, 0), range(3)):
         loop.train_step(encode, method, optimiser, *views(images[index]), watch)
     pairs = list(zip(turn.method.state_dict().values(), method.state_dict().values()))

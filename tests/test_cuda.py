@@ -17,7 +17,7 @@ from oracle import REGIMES, SETTINGS, LossOracle, check_loss, check_row_function
 
 import cplearn_kernels as cpk
 from cplearn_kernels import reference
-from cplearn_kernels.backends import cuda, select
+from cplearn_kernels.backends import cuda, cuda_calls, select
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -41,8 +41,8 @@ def short_spans(monkeypatch):
         with cuda.emulated(emulated.kernels(), processors=1, span_codes=512, span_products=1):
             yield
         return
-    monkeypatch.setattr(cuda, "SPAN_CODES", 512)
-    monkeypatch.setattr(cuda, "SPAN_PRODUCTS", 1)
+    monkeypatch.setattr(cuda_calls, "SPAN_CODES", 512)
+    monkeypatch.setattr(cuda_calls, "SPAN_PRODUCTS", 1)
     yield
 
 
@@ -60,7 +60,7 @@ def test_scores_of_unit_vectors_are_the_codes_exactly(kind, f, c):
     h = torch.zeros(len(coordinates), f, device=DEVICE)
     h[torch.arange(len(coordinates)), coordinates] = 1.0
     scores = torch.empty(len(coordinates), c, device=DEVICE)
-    cuda._call("scores", [h], dictionary, 0, c, scores.data_ptr())
+    cuda_calls.call("scores", [h], dictionary, 0, c, scores.data_ptr())
     expected = dictionary.to_dense()[coordinates].cpu()
     assert torch.equal(scores.cpu(), expected)
     assert not torch.equal(scores.cpu(), expected.flip(1)) or f == 1
@@ -73,7 +73,7 @@ def test_codes_with_large_indices(kind, f):
     h = torch.zeros(1, f, device=DEVICE)
     h[0, f // 2] = 1.0
     scores = torch.empty(1, count, device=DEVICE)
-    cuda._call("scores", [h], dictionary, first, count, scores.data_ptr())
+    cuda_calls.call("scores", [h], dictionary, first, count, scores.data_ptr())
     assert torch.equal(scores[0].cpu(), dictionary.to_dense(first, 1 << 30)[f // 2])
 
 
@@ -261,11 +261,11 @@ def test_memory_does_not_grow_with_the_number_of_codes(kind, f):
     """Counted, which costs nothing even for 2^30 codes."""
     counted = {}
     for log2 in (22, 26, 30):
-        codes = cuda._codes(make_dictionary(kind, f, 1 << log2), DEVICE)
-        kernels, device = cuda._device(DEVICE)
+        codes = cuda_calls.codes_of(make_dictionary(kind, f, 1 << log2), DEVICE)
+        device = cuda_calls.device_of(DEVICE)
         views = [(256, 0, f, 1)] * 2
         arguments = (0.5, 1.0, 0, 0, 256, 256, 256)
-        counted[log2] = kernels.cplearn_loss(device, 0, codes, views, 64, *arguments)
+        counted[log2] = cuda_calls.kernels().cplearn_loss(device, 0, codes, views, 64, *arguments)
     assert counted[22] == counted[26] == counted[30] < 256e6, counted
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+
+import emulated
 import pytest
 import torch
 from cases import embeddings, make_dictionary, same_bits
@@ -10,6 +13,7 @@ from processes import Pool
 
 import cplearn_kernels as cpk
 from cplearn_kernels import ops
+from cplearn_kernels.backends import cuda
 from cplearn_kernels.distributed import code_ranges, merge_row_sums
 
 WORLDS = (1, 2, 3, 4)
@@ -39,6 +43,11 @@ def own_rows(group, tensors, counts, rows):
     return [tensor.clone().requires_grad_() for tensor in tensors]
 
 
+def without_a_gpu(backend):
+    """Where the kernels of a GPU backend run on the CPU: the CUDA ones in emulation, Triton's in its interpreter."""
+    return cuda.emulated(emulated.kernels()) if backend == "cuda" else contextlib.nullcontext()
+
+
 def loss_over_ranks(group, kind, f, c, n, regime, dtype, settings, backend, rows, counts):
     """For each setting the loss, its terms and the gradients of this rank's rows."""
     dictionary, found = dictionary_of(kind, f, c), []
@@ -46,10 +55,11 @@ def loss_over_ranks(group, kind, f, c, n, regime, dtype, settings, backend, rows
     for prior, given, beta in settings:
         q = prior_probs(c, with_zeros=prior == "cross_entropy") if given else None
         views = own_rows(group, case.views, counts, rows)
-        loss, terms = cpk.cplearn_loss(
-            *views, dictionary, temperature=case.temperature, beta=beta, prior=prior, prior_probs=q, return_terms=True,
-            process_group=group, rows=rows, backend=backend,
-        )  # fmt: skip
+        with without_a_gpu(backend):
+            loss, terms = cpk.cplearn_loss(
+                *views, dictionary, temperature=case.temperature, beta=beta, prior=prior, prior_probs=q,
+                return_terms=True, process_group=group, rows=rows, backend=backend,
+            )  # fmt: skip
         # As a gradient scaler does, so that float16 does not underflow.
         gradients = torch.autograd.grad(loss, views, torch.tensor(2.0**10, dtype=loss.dtype))
         found.append([value.detach().numpy() for value in (loss, *terms.values())])
@@ -88,6 +98,39 @@ def test_loss(pool, conformance, world, kind, backend):
     for f, c, n in ((33, 500, 9), (128, 1000, 17)):
         check_over_ranks(pool, conformance, world, kind, f, c, n, "l2", torch.float32, backend, "sharded")
     check_over_ranks(pool, conformance, world, kind, 33, 500, 9, "l2", torch.float32, backend, "replicated")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU: test_distributed_gpu.py")
+@pytest.mark.parametrize("rows", ["sharded", "replicated"])
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_loss_of_gpu_kernels_on_the_cpu(pool, conformance, backend, rows):
+    if backend == "triton" and not cpk.backends()["triton"].available:
+        pytest.skip(cpk.backends()["triton"].reason)
+    if backend == "cuda":
+        emulated.kernels()  # built here, or skipped
+    check_over_ranks(pool, conformance, 2, "hadamard", 33, 200, 5, "l2", torch.float32, backend, rows, SETTINGS[1::2])
+
+
+def beyond_the_limit(group):
+    """Errors of a dictionary with more codes than the backend serves: whole, and in two ranges."""
+    dictionary, found = cpk.HadamardDictionary(33, 200), []
+    mine = own_rows(group, embeddings(6, 33), [3, 3], "sharded")
+    with without_a_gpu("cuda"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda, "_MAX_CODES", 128)
+        for process_group in (None, group):
+            try:
+                cpk.cplearn_loss(*mine, dictionary, temperature=0.3, process_group=process_group, backend="cuda")
+                found.append(None)
+            except RuntimeError as error:
+                found.append(str(error))
+    return found
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="runs in emulation")
+def test_the_limit_on_codes_is_one_on_the_range_of_a_rank(pool):
+    emulated.kernels()
+    for whole, shared in pool.run(beyond_the_limit, world=2):
+        assert "it serves up to 2^7 codes, got 200" in whole and shared is None
 
 
 @pytest.mark.parametrize("kind", ["hadamard", "rademacher", "normal"])

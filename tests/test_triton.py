@@ -26,7 +26,7 @@ import cplearn_kernels as cpk
 from cplearn_kernels import reference
 
 pytest.importorskip("triton")
-from cplearn_kernels.backends import select, triton_backend, triton_batch, triton_sums  # noqa: E402
+from cplearn_kernels.backends import select, triton_backend, triton_pieces, triton_sums  # noqa: E402
 from cplearn_kernels.backends import triton_configurations as configurations  # noqa: E402
 from cplearn_kernels.backends.triton_batch import Batch  # noqa: E402
 from cplearn_kernels.backends.triton_codes import codes_of  # noqa: E402
@@ -38,12 +38,11 @@ ROW_FUNCTIONS = ("projector_softmax", "projector_logsumexp", "expected_code", "m
 @pytest.fixture
 def short_pieces(monkeypatch):
     """Spans, tables and chunks so short that small dictionaries need several of each."""
-    monkeypatch.setattr(triton_batch, "SPAN", 512)
-    monkeypatch.setattr(triton_backend, "SPAN", 512)
-    monkeypatch.setattr(triton_batch, "_TABLE_WORDS", 1)
+    monkeypatch.setattr(triton_pieces, "SPAN", 512)
+    monkeypatch.setattr(triton_pieces, "_TABLE_WORDS", 1)
     monkeypatch.setattr(triton_sums, "_CHUNK_ELEMENTS", 1)
     monkeypatch.setattr(triton_sums, "_FLUSH_TILES", 1)
-    monkeypatch.setattr(triton_batch, "_SHORTEST_PIECE", 512)
+    monkeypatch.setattr(triton_pieces, "_SHORTEST_PIECE", 512)
 
 
 # ---- bits ----------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -9,7 +10,7 @@ import os
 import pytest
 
 pytest.importorskip("triton")
-from bench import triton_resources  # noqa: E402
+from bench import triton_resources, tune  # noqa: E402
 from bench.triton_resources import FORMS, KERNELS, SHARED_LIMIT, Variant, compilers, problem, variants  # noqa: E402
 from cplearn_kernels.backends import triton_configurations as configurations  # noqa: E402
 
@@ -51,6 +52,15 @@ def test_a_spill_and_too_much_shared_memory_are_found(compiled):
     assert "shared memory" in problem({**good, "shared": SHARED_LIMIT["sm_90"] + 1})
     assert "spills" in problem(spilled)
     assert "does not compile" in problem(failed)
+
+
+def test_counting_chooses_among_the_candidates_that_compile(compiled, monkeypatch):
+    few = [configuration for configuration in tune.candidates("best_codes", "codes-32", "sm_90")][:2]
+    monkeypatch.setattr(tune, "candidates", lambda *_: few)
+    monkeypatch.setattr(tune, "compilers", lambda jobs: contextlib.nullcontext(compiled))
+    ((key, (configuration, record)),) = tune.count_all(["sm_90"], ["best_codes"], ["codes-32"], 1).items()
+    assert key == ("sm_90", "best_codes", "codes-32")
+    assert configuration in few and record["cost"] > 0 and problem(record) is None
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "gfx942"])

@@ -11,6 +11,7 @@ import os  # noqa: E402
 import shlex  # noqa: E402
 import shutil  # noqa: E402
 import sys  # noqa: E402
+import traceback  # noqa: E402
 from contextlib import ExitStack, redirect_stderr, redirect_stdout  # noqa: E402
 from dataclasses import replace  # noqa: E402
 
@@ -63,6 +64,11 @@ def main(arguments: list[str] | None = None) -> int:
                               f"with:\n  {again}")
     except KeyboardInterrupt:
         return ranks.end(130, f"Stopped. If a checkpoint was saved, go on with:\n  {again}")
+    except Exception:
+        if not ranks.together:
+            raise
+        # A mistake in the program; the others must not wait for this process.
+        return ranks.end(1, f"rank {ranks.rank}: {traceback.format_exc()}")
     return 0
 
 
@@ -129,8 +135,8 @@ def start(config: Config, method: torch.nn.Module, optimiser: torch.optim.Optimi
     progress = checkpoint.restore(path, config, method, optimiser) if config.resume else Progress()
     before, now = (progress.processes, progress.threads), (world, config.num_threads)
     if progress.threads is not None and before != now:
-        print("The last digits may differ from those of a run that was not stopped: {} processes with {} CPU threads "
-              "each went before, {} with {} go on.".format(*before, *now))
+        print(f"Processes before and now: {before[0]} and {now[0]}; CPU threads of each: {before[1]} and {now[1]}. The "
+              f"last digits may differ from those of a run that was not stopped.")
     progress.processes, progress.threads = now
     folder.check_room(config, method)
     try:

@@ -103,8 +103,8 @@ class BothViews(nn.Module):
         return self.encode(first), self.encode(second)
 
 
-def train_step(encode: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], method: nn.Module, optimiser: torch.optim.Optimizer, first: Tensor,
-               second: Tensor, watch: Stopwatch) -> dict[str, float]:
+def train_step(encode: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], method: nn.Module,
+               optimiser: torch.optim.Optimizer, first: Tensor, second: Tensor, watch: Stopwatch) -> dict[str, float]:
     """One step of optimisation on two views `(n, 3, 32, 32)`; the loss and its terms, of all processes' rows.
 
     The graph is cut at the embeddings and joined again, which leaves every gradient as it is and lets the loss's
@@ -214,6 +214,9 @@ def train(config: Config, data: Images, method: nn.Module, optimiser: torch.opti
             watch.mark("checkpoint")
             if stop:
                 raise Interrupted(stop, progress.step, total) if ranks.first else Elsewhere
+        # Asked while the last checkpoint was being written.
+        if stop := ranks.stop_signal(requests):
+            raise Interrupted(stop, progress.step, total) if ranks.first else Elsewhere
 
 
 @contextmanager

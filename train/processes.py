@@ -4,33 +4,30 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import sys
-import threading
-import time
 import zlib
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Iterator
 
 import torch
 import torch.distributed as dist
+from cplearn_kernels.ranks import RankFailure
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from train.config import Config
+from train.ending import Ending, ignore_signals
 from train.errors import Diverged, InputError
 from train.sync_batch_norm import SyncBatchNorm
 
 TIMEOUT = timedelta(minutes=10)
 """Longest wait for the other processes, at the start (for rank 0's download, too) and in every step."""
-GRACE = 5.0
-"""Seconds between the end of one process and the forced end of another that hangs in a collective, as NCCL's do."""
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun tells a process in its environment."""
-# Keys of the store that the processes share.
-ENDED, SPEAKERS = "ended", "speakers"
+BROKEN = re.compile("gloo|nccl|pair closure|connection|time[d ]*out", re.IGNORECASE)
+"""What errors of a collective that lacks a process say; they are plain RuntimeErrors."""
 
 
 class Elsewhere(Exception):
@@ -54,9 +51,7 @@ class Processes:
     rank: int = 0
     world: int = 1
     local_rank: int = 0
-    store: dist.Store | None = None
-    over: threading.Event = field(default_factory=threading.Event)
-    """Set once the processes have parted."""
+    ending: Ending | None = None
 
     @property
     def first(self) -> bool:
@@ -66,7 +61,7 @@ class Processes:
     @property
     def together(self) -> bool:
         """Whether there are others, and they have not parted yet."""
-        return self.world > 1 and not self.over.is_set()
+        return self.world > 1 and not self.ending.over.is_set()
 
     def check(self, config: Config) -> None:
         """InputError if a resolved configuration cannot be shared by so many processes."""
@@ -80,8 +75,8 @@ class Processes:
             raise InputError(f"--device was {config.device}, expected cuda with {self.world} processes, each of which "
                              f"takes a GPU of its own, or cpu.")
         if self.local_rank >= torch.cuda.device_count():
-            raise InputError(f"--device was {config.device}, expected a GPU for each process of this machine, which has "
-                             f"{torch.cuda.device_count()} (or --device cpu).")
+            raise InputError(f"--device was {config.device}, expected a GPU for each process of this machine, which "
+                             f"has {torch.cuda.device_count()} (or --device cpu).")
 
     def rows(self, batch_size: int) -> slice:
         """This process's part of every batch."""
@@ -98,8 +93,7 @@ class Processes:
 
     def wrap(self, encoder: nn.Module) -> nn.Module:
         """The encoder with gradients that are averaged over the processes; it takes one call for each backward."""
-        # Every process computes the same running statistics, so they need not be sent.
-        return DistributedDataParallel(encoder, broadcast_buffers=False) if self.world > 1 else encoder
+        return DistributedDataParallel(encoder) if self.world > 1 else encoder
 
     def broadcast(self, content: bytes | None) -> bytes:
         """Process 0's bytes, in every process."""
@@ -163,31 +157,25 @@ class Processes:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Names what happens to a run when a process of it is gone: raises Lost, or Elsewhere if that one has spoken."""
+        """Names what happens to a run when a process is gone: raises Lost, or Elsewhere if that one has spoken."""
         try:
             yield
         except RuntimeError as error:
-            if not (self.together and re.search("gloo|nccl", str(error), re.IGNORECASE)):
-                self._tell(1)
+            if not (self.together and (isinstance(error, RankFailure) or BROKEN.search(str(error)))):
                 raise
-            # torchrun ends the others as soon as one is gone; a sentence on what happened takes no longer.
-            _ignore_signals()
-            if self._ended(3.0) is not None:
+            # A sentence takes no longer than torchrun's patience, and a process that says one may still be about it.
+            ignore_signals()
+            if self.ending.wait(2.0) is not None:
                 raise Elsewhere from None
             reason = str(error).split("] ", 1)[-1].split(". ")[0]
-            raise Lost(f"Another process is gone or has not answered for {TIMEOUT.total_seconds() / 60:.0f} minutes "
-                       f"({reason}), expected all {self.world} to go on; what was saved is whole, and --resume goes on "
-                       f"from it.") from None
-        except (InputError, Diverged, Elsewhere):
-            raise
-        except Exception:
-            self._tell(1)
-            raise
+            raise Lost(f"Another process is gone or has not answered for {TIMEOUT.total_seconds():.0f} s ({reason}), "
+                       f"expected all {self.world} to go on; what was saved is whole, and --resume goes on from "
+                       f"it.") from None
 
     def part(self) -> None:
         """Dissolve the group; from here on every process is alone."""
         if self.together:
-            self.over.set()
+            self.ending.over.set()
             dist.destroy_process_group()
 
     def end(self, status: int, sentence: str) -> int:
@@ -195,48 +183,17 @@ class Processes:
         if not self.together:
             print(sentence, file=sys.stderr)
             return status
-        _ignore_signals()
-        try:
-            if self.store.add(SPEAKERS, 1) > 1:
-                return self.end_quietly()
-        except RuntimeError:
-            pass  # with the store the process that held it is gone, and who else speaks cannot be known
+        ignore_signals()
+        if not self.ending.claim():
+            return self.end_quietly()
         print(sentence, file=sys.stderr)
-        self._tell(status)
-        return _leave(status)
+        self.ending.tell(status)
+        self.ending.leave(status)
 
     def end_quietly(self) -> int:
-        """Wait for the sentence of the process that ends the run; its exit status."""
-        _ignore_signals()
-        status = self._ended(TIMEOUT.total_seconds())
-        return _leave(1 if status is None else status)
-
-    def _tell(self, status: int) -> None:
-        if self.together:
-            _ignore_signals()
-            try:
-                self.store.set(ENDED, str(status))
-            except RuntimeError:
-                pass  # they notice that connections are closed
-
-    def _ended(self, seconds: float) -> int | None:
-        """The exit status of the process that has ended the run, waiting so long for it; None if there is none."""
-        deadline = time.monotonic() + seconds
-        try:
-            while not self.store.check([ENDED]):
-                if time.monotonic() > deadline:
-                    return None
-                time.sleep(0.02)
-            return int(self.store.get(ENDED))
-        except RuntimeError:
-            return None
-
-    def watch(self) -> None:
-        """End this process if another has ended and this one still waits for it in a collective that does not notice."""
-        while not self.over.wait(1.0):
-            status = self._ended(0.0)
-            if status is not None and not self.over.wait(GRACE):
-                _leave(status)
+        """End with the exit status of the process that says why, once it has; with 1 if it never does."""
+        ignore_signals()
+        self.ending.leave(self.ending.wait(TIMEOUT.total_seconds()) or 1)
 
 
 ALONE = Processes()
@@ -263,17 +220,15 @@ def join() -> Processes:
         torch.cuda.set_device(local_rank)
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=TIMEOUT)
-        # Connections of their own: the group's may be busy with a wait, and so may the watching thread's. Another
-        # attempt of torchrun's must not read what was said in an earlier one.
+        # Another attempt of torchrun's must not read what was told in an earlier one.
         attempt = f"train/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-        store, watched = (dist.PrefixStore(attempt, dist.TCPStore(host, port, is_master=False, wait_for_workers=False))
-                          for _ in range(2))
+        ending = Ending(lambda: dist.PrefixStore(attempt, dist.TCPStore(host, port, is_master=False,
+                                                                        wait_for_workers=False)),
+                        hosts=rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True")
     except RuntimeError as error:
-        raise Lost(f"The {world} processes did not come together within {TIMEOUT.total_seconds() / 60:.0f} minutes "
+        raise Lost(f"The {world} processes did not come together within {TIMEOUT.total_seconds():.0f} s "
                    f"({str(error).splitlines()[0]}), expected all of them at {host}:{port}.") from None
-    over = threading.Event()
-    threading.Thread(target=Processes(rank, world, local_rank, watched, over).watch, daemon=True).start()
-    return Processes(rank, world, local_rank, store, over)
+    return Processes(rank, world, local_rank, ending)
 
 
 def launcher() -> list[str]:
@@ -287,15 +242,3 @@ def launcher() -> list[str]:
 def is_first() -> bool:
     """Whether this is process 0, as far as the environment says: for what comes before the group."""
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
-
-
-def _ignore_signals() -> None:
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
-
-
-def _leave(status: int) -> int:
-    # Not through the interpreter's end: destructors of a group that lacks members may wait for them.
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(status)

@@ -56,18 +56,19 @@ class SyncBatchNorm(_BatchNorm):
 
 
 class _Normalise(Function):
-    """(x, weight, bias, eps) to (y, global mean, global biased variance, global count), the last three float64."""
+    """(x, weight, bias, eps) to (y, global mean, global biased variance, global count), the last three float64.
+
+    PyTorch's own CPU kernels do the passes over x: they are twice as fast as the same in elementwise operations.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float):
-        over = [d for d in range(x.dim()) if d != 1]
         rows, channels = x.numel() // x.shape[1], x.shape[1]
-        wide = x if x.dtype == torch.float64 else x.float()
-        # Mean and squares about it, not sums of squares: those cancel where the mean is large.
-        statistics = torch.zeros(2 * channels + 1, dtype=torch.float64)
+        statistics = torch.zeros(1 + 2 * channels, dtype=torch.float64)
         if rows:
-            variance, mean = torch.var_mean(wide, over, correction=0)
-            statistics[0], statistics[1:channels + 1], statistics[channels + 1:] = rows, mean, variance
+            # Mean and squares about it, not sums of squares: those cancel where the mean is large.
+            mean, variance = torch.batch_norm_update_stats(_wide(x), None, None, 0.0)
+            statistics[0], statistics[1:1 + channels], statistics[1 + channels:] = rows, mean, variance
         # The same bits everywhere: each process gathers all parts and adds them in the same order.
         parts = [torch.empty_like(statistics) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, statistics)
@@ -77,33 +78,36 @@ class _Normalise(Function):
             raise ValueError(f"input: expected at least 2 values per channel over all processes, got {count:.0f}")
         mean = (counts * means).sum(0) / count
         variance = (counts * (variances + (means - mean).square())).sum(0) / count
-        inverse = (variance + eps).rsqrt()
-        ctx.save_for_backward(x, weight, mean, inverse)
-        ctx.count, ctx.over = count, over
+        ctx.save_for_backward(x, weight, mean, variance)
+        ctx.count, ctx.eps = count, eps
         ctx.mark_non_differentiable(mean, variance)
-        scale = inverse if weight is None else inverse * weight
-        shift = -mean * scale if bias is None else bias - mean * scale
-        y = torch.addcmul(_channels(shift, wide), wide, _channels(scale, wide))
+        wide = _wide(x)
+        y = nn.functional.batch_norm(wide, mean.to(wide.dtype), variance.to(wide.dtype), weight, bias, False, 0.0, eps)
         return y.to(x.dtype), mean, variance, count
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any):
-        x, weight, mean, inverse = ctx.saved_tensors
-        kind = torch.float64 if x.dtype == torch.float64 else torch.float32
-        grad_y, centred = grad.to(kind), x.to(kind) - _channels(mean, x, kind)
-        own = torch.stack([grad_y.sum(ctx.over), (grad_y * centred).sum(ctx.over)]).double()
-        whole = own.clone()
-        dist.all_reduce(whole)
+        x, weight, mean, variance = ctx.saved_tensors
+        wide = _wide(x)
+        # With mean and variance as constants: the first part of the gradient of x, Σ g x̂ and Σ g of the own rows.
+        if len(x):
+            grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+                _wide(grad), wide, weight, mean.to(wide.dtype), variance.to(wide.dtype), None, None, False, ctx.eps,
+                [True, True, True])
+        else:  # which that kernel divides by
+            grad_x, grad_weight, grad_bias = wide, *wide.new_zeros(2, x.shape[1])
+        sums = torch.stack([grad_weight, grad_bias]).double()
+        dist.all_reduce(sums)
+        # What the mean and the variance add to it: scale (-mean(g) - x̂ mean(g x̂)), means over all processes.
+        inverse = (variance + ctx.eps).rsqrt()
         scale = inverse if weight is None else inverse * weight
-        # d loss / d x = scale (g - mean(g) - x̂ mean(g x̂)), means over all processes.
-        along, constant = -scale * inverse.square() * whole[1] / ctx.count, -scale * whole[0] / ctx.count
-        grad_x = torch.addcmul(_channels(constant, x, kind), centred, _channels(along, x, kind))
-        grad_x.addcmul_(grad_y, _channels(scale, x, kind))
-        grad_weight = None if weight is None else (own[1] * inverse).to(weight.dtype)
-        grad_bias = None if weight is None else own[0].to(weight.dtype)
-        return grad_x.to(x.dtype), grad_weight, grad_bias, None
+        along = -scale * inverse * sums[0] / ctx.count
+        constant = -scale * sums[1] / ctx.count - along * mean
+        for_channel = [value.to(wide.dtype).view(-1, *[1] * (x.dim() - 2)) for value in (along, constant)]
+        grad_x.addcmul_(wide, for_channel[0]).add_(for_channel[1])
+        own = (None, None) if weight is None else (grad_weight.to(weight.dtype), grad_bias.to(weight.dtype))
+        return grad_x.to(x.dtype), *own, None
 
 
-def _channels(values: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """One value per channel, to be broadcast against `like`."""
-    return values.to(dtype or like.dtype).view(-1, *[1] * (like.dim() - 2))
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()

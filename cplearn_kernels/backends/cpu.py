@@ -144,9 +144,10 @@ class Shard:
     def code_sums(self, beta, prior, prior_probs, need_grad):
         """(scalars `(ROW_SCALARS, 2 n)`, prior of both views): this range's share. Row 0: `sum_j p_ij log(c p'_ij)`."""
         h1, h2 = self._views
-        n, f = h1.shape
+        n, self._beta, self._sums = h1.shape[0], beta, (None, None)
+        if need_grad:
+            self._sums = torch.empty(2, _core.shard_size(self._target, self._codes, n), dtype=torch.float64)
         scalars = torch.empty(self.ROW_SCALARS, 2 * n, dtype=torch.float64)
-        self._beta, self._sums = beta, torch.empty(2, 2 * n, f, dtype=torch.float64) if need_grad else (None, None)
         if prior_probs is not None:
             prior_probs = prior_probs.to(torch.float32).contiguous()
         prior_value = _core.shard_sums(
@@ -158,9 +159,10 @@ class Shard:
     def gradients(self, scalars):
         """This range's share of dL/dh of both views, `(2 n, f)`, from the sums of all ranks' `scalars`."""
         scalars = scalars.contiguous()
-        grad = torch.empty(self._sums.shape[1:])
+        n, f = self._views[0].shape
+        grad = torch.empty(2 * n, f)
         _core.shard_gradients(
-            self._target, self._codes, len(grad) // 2, self._bests(), self._temperature, self._beta,
+            self._target, self._codes, n, self._bests(), self._temperature, self._beta,
             scalars.data_ptr(), *map(_address, self._sums), grad.data_ptr(), _threads(),
         )  # fmt: skip
         return grad

@@ -9,6 +9,7 @@ Under TRITON_INTERPRET=1 the same kernels run on CPU tensors, slowly: that is ho
 
 from __future__ import annotations
 
+import math
 import os
 
 import torch
@@ -19,10 +20,11 @@ from . import sign_codes
 try:
     import triton
 
-    from .triton_batch import SPAN, Batch
+    from .triton_batch import LOG2_E, Batch
     from .triton_codes import codes_of
     from .triton_configurations import architecture, verified
-    from .triton_modes import CENTRED, CROSS_ENTROPY, EXPECTED, GIVEN, REVERSE_KL, SECOND
+    from .triton_modes import CENTRED, EXPECTED, GIVEN, SECOND
+    from .triton_shard import Shard
     from .triton_sums import weighted_codes
 except ImportError as error:
     triton, _import_error = None, str(error)
@@ -39,8 +41,6 @@ FUNCTIONS = (
 _OLDEST = (3, 6)
 _MAX_FEATURES = 8192
 _MAX_CODES = 1 << 30
-_LOG2_E = 1.4426950408889634
-_LN_2 = 0.6931471805599453
 # Scores that `assign` holds at a time for top_k > 1.
 _SCORES = 1 << 22
 
@@ -95,28 +95,16 @@ def cplearn_loss(h1, h2, dictionary, temperature, beta, prior, prior_probs, need
     the gradient, one sum of codes weighted as docs/mathematics.md derives. Beyond 2^22 codes the column sums are made
     twice, because the row sums of all codes come before the first weight.
     """
-    mode = {"reverse_kl": REVERSE_KL, "cross_entropy": CROSS_ENTROPY}[prior]
-    if prior_probs is not None:
-        prior_probs = prior_probs.to(torch.float32).contiguous()
-    batch = _batch([h1, h2], dictionary, temperature)
-    batch.find_best()
-    state = batch.empty_state()
-    prior_value = torch.zeros((), dtype=torch.float64, device=h1.device)
-    for start, length in batch.spans():
-        slopes, prior_sum = batch.columns(start, length, mode, prior_probs)
-        prior_value += prior_sum
-        batch.row_sums(state, start, length, slopes, mode, prior_probs)
-    share, invariance_terms = batch.finish_row_sums(state, beta)
-    invariance, prior_value = invariance_terms.sum() / (2 * batch.n), prior_value / 2
+    shard = Shard(dictionary, temperature, 2)
+    shard.take_whole(h1, h2)
+    scalars, prior_value = shard.code_sums(beta, prior, prior_probs, need_grad)
+    invariance, prior_value = math.log(dictionary.total_codes) - scalars[0].mean(), prior_value / 2
     terms = tuple(term.to(torch.float32) for term in (prior_value + beta * invariance, invariance, prior_value))
     if not need_grad:
         return *terms, h1.new_empty(0, dtype=torch.float32), h1.new_empty(0, dtype=torch.float32)
-
-    def slopes_of(start, length):
-        return slopes if dictionary.num_codes <= SPAN else batch.columns(start, length, mode, prior_probs)[0]
-
-    sums = weighted_codes(batch, mode, slopes_of, beta, prior_probs)
-    return *terms, *batch.finish_sums(sums, share, 1 / (2 * batch.n * temperature), 2)
+    gradients = [h.new_empty(h.shape, dtype=torch.float32) for h in (h1, h2)]
+    shard.write_gradients(scalars, gradients)
+    return *terms, *gradients
 
 
 def projector_softmax(h, dictionary, temperature):
@@ -135,9 +123,8 @@ def projector_softmax_backward(upstream, h, p, dictionary, temperature):
     batch.code.fill_(-1)  # all codes are summed alike: p and v are given, so no digits are lost at the best one
     batch.set_centre((p * upstream).sum(1, dtype=torch.float64))
     sums = weighted_codes(batch, GIVEN, None, given=(p, upstream))
-    batch.code.zero_()
     share = torch.zeros(batch.total, dtype=torch.float64, device=h.device)
-    return _nan_where_not_finite(batch.finish_sums(sums, share, 1 / temperature, 1)[0], h)
+    return _nan_where_not_finite(_result(batch, sums, share, 1 / temperature), h)
 
 
 def projector_logsumexp(h, dictionary, temperature):
@@ -157,7 +144,7 @@ def expected_code(h, dictionary, temperature):
     batch = _batch([h], dictionary, temperature)
     batch.find_best()
     sums = weighted_codes(batch, EXPECTED, lambda start, length: batch.rows)
-    return batch.finish_sums(sums, batch.best_probability(), 1.0, 1)[0]
+    return _result(batch, sums, batch.best_probability(), 1.0)
 
 
 def expected_code_backward(upstream, h, dictionary, temperature):
@@ -166,24 +153,24 @@ def expected_code_backward(upstream, h, dictionary, temperature):
     The mean of v over a row is `upstream_i · B_i`; its part without the row's best code is found from B without it.
     """
     batch = _batch([h, upstream.to(torch.float32)], dictionary, temperature, second_factor=1.0)
-    batch.find_best(views=1)
+    batch.code.fill_(-1)
+    batch.find_best(view=0)
     sums = weighted_codes(batch, EXPECTED, lambda start, length: batch.rows)
     none = torch.zeros(batch.total, dtype=torch.float64, device=h.device)
-    others = (batch.finish_sums(sums, none, 1.0, 1)[0].double() * upstream).sum(1)
+    others = (_result(batch, sums, none, 1.0).double() * upstream).sum(1)
     p, away = (part[: batch.n] for part in (batch.best_probability(), batch.other_probability()))
     value = batch.products_at_best()[: batch.n].double()
     batch.set_centre(others + p * value)
     none[: batch.n] = p * (away * value - others)
     sums = weighted_codes(batch, SECOND, lambda start, length: batch.rows)
-    return batch.finish_sums(sums, none, 1 / temperature, 1)[0]
+    return _result(batch, sums, none, 1 / temperature)
 
 
 def mean_assignment(h, dictionary, temperature):
     """`reference.mean_assignment`, shape `(c,)`."""
     batch = _batch([h], dictionary, temperature)
     batch.find_best()
-    parts = [batch.columns(start, length, EXPECTED)[0][0] for start, length in batch.spans()]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return batch.mean_assignment()
 
 
 def mean_assignment_backward(upstream, h, dictionary, temperature):
@@ -194,9 +181,9 @@ def mean_assignment_backward(upstream, h, dictionary, temperature):
     state = batch.empty_state()
     for start, length in batch.spans():
         batch.row_sums(state, start, length, upstream[None, start : start + length], CENTRED)
-    share, _ = batch.finish_row_sums(state, 0.0)
+    share = batch.finish_row_sums(state, 0.0)
     sums = weighted_codes(batch, CENTRED, lambda start, length: upstream[None, start : start + length])
-    return batch.finish_sums(sums, share, 1 / (batch.n * temperature), 1)[0]
+    return _result(batch, sums, share, 1 / (batch.n * temperature))
 
 
 def assign(h, dictionary, top_k):
@@ -215,9 +202,16 @@ def assign(h, dictionary, top_k):
 
 
 def _batch(views, dictionary, temperature, second_factor=None) -> Batch:
-    factor = _LOG2_E / temperature
+    factor = LOG2_E / temperature
     views = [view.detach() for view in views]
     return Batch(views, codes_of(dictionary, views[0].device), [factor, second_factor or factor])
+
+
+def _result(batch, sums, share, factor) -> torch.Tensor:
+    """`factor * (sums + share * w_best)`, `(n, f)`, of the first view's rows."""
+    out = batch.empty(batch.n, batch.codes.num_features)
+    batch.finish_sums(sums, share, factor, [out])
+    return out
 
 
 def _nan_where_not_finite(result, h):

@@ -23,11 +23,14 @@ GROUP = 128
 
 @dataclasses.dataclass(frozen=True)
 class Codes:
-    """A dictionary as kernel arguments.
+    """A dictionary, or a range of its codes, as kernel arguments.
 
     Attributes:
         kind: KRONECKER or HADAMARD (blocks transformed, or taken code by code), RADEMACHER, PACKED.
-        num_features, num_codes: f and c.
+        num_features, num_codes: f, and how many codes there are here.
+        total_codes: c, the codes of the whole dictionary.
+        first_index: what Philox counts for code 0: the range's first block (Hadamard) or code (Rademacher); 0 for
+            PACKED, whose codes lie in memory.
         block: F, the codes in a Hadamard block (1 for independent codes).
         width: K, the features after padding: the stride of a prepared row.
         groups: K / 128 where a product goes over several groups of coordinates, else 1.
@@ -42,6 +45,8 @@ class Codes:
     kind: int
     num_features: int
     num_codes: int
+    total_codes: int
+    first_index: int
     block: int
     width: int
     groups: int
@@ -71,9 +76,10 @@ def codes_of(dictionary: Dictionary, device: torch.device) -> Codes:
     """The kernel arguments of a dictionary; what generated ones need on the device is kept."""
     largest = configurations.largest_block(configurations.architecture(device))
     generated = _generated(dictionary.kind, dictionary.num_features, dictionary.seed, largest, str(device))
+    sizes = dict(num_codes=dictionary.num_codes, total_codes=dictionary.total_codes)
     if dictionary.kind == "dense":
-        return dataclasses.replace(generated, num_codes=dictionary.num_codes, packed=dictionary.signs)
-    return dataclasses.replace(generated, num_codes=dictionary.num_codes)
+        return dataclasses.replace(generated, **sizes, packed=dictionary.signs)
+    return dataclasses.replace(generated, **sizes, first_index=dictionary.first_code // dictionary.block_size)
 
 
 @functools.lru_cache(maxsize=32)
@@ -85,18 +91,18 @@ def _generated(kind: str, f: int, seed: int, largest_block: int, device: str) ->
     coordinates = torch.where(place < f, place, -1).to(device)
     if kind != "hadamard":
         number = RADEMACHER if kind == "rademacher" else PACKED
-        return Codes(number, f, 0, 1, width, -(-width // GROUP), 16, keys, coordinates, nothing, nothing, nothing)
+        return Codes(number, f, 0, 0, 0, 1, width, -(-width // GROUP), 16, keys, coordinates, nothing, nothing, nothing)
     block = 1 << (f - 1).bit_length()
     places = philox.injection(seed, f, block)
     positions = places.to(torch.int32).to(device)
     if not SMALLEST_KRONECKER <= block <= largest_block:
         groups = -(-width // GROUP)
         sylvester = _sylvester_bits(places, block, 4 * groups).to(device)
-        return Codes(HADAMARD, f, 0, block, width, groups, 16, keys, coordinates, positions, sylvester, nothing)
+        return Codes(HADAMARD, f, 0, 0, 0, block, width, groups, 16, keys, coordinates, positions, sylvester, nothing)
     inverse = torch.full((block,), -1, dtype=torch.int32)
     inverse[places] = torch.arange(f, dtype=torch.int32)
     left = 1 << ((block.bit_length() - 1) // 2)
-    return Codes(KRONECKER, f, 0, block, block, 1, left, keys, inverse.to(device), positions, nothing, nothing)
+    return Codes(KRONECKER, f, 0, 0, 0, block, block, 1, left, keys, inverse.to(device), positions, nothing, nothing)
 
 
 def _sylvester_bits(places: torch.Tensor, block: int, words: int) -> torch.Tensor:

@@ -7,6 +7,8 @@ that two programs share, so results do not depend on scheduling.
 
 Rows of the batch come as two float16 halves (R, K), view 2 after view 1, `n_pad` rows each, and as rows of constants,
 float32 (_, R), by the names below. With `s` the logit in powers of two, `d = s - best` and `u = d + SHIFT = log2(c p)`.
+The codes may be a range of a dictionary's c codes: `best` and the constants are then those of all c, and a row whose
+best code lies outside of the range has the code -1, which no column equals.
 """
 
 import triton
@@ -21,8 +23,7 @@ INVERSE_SUM = tl.constexpr(2)  # p of the best code, 1 / sum 2^d; 0 for padding
 SHIFT = tl.constexpr(3)  # log2(c) - log2(sum 2^d)
 CENTRE = tl.constexpr(4)  # sum_j p_j g_j
 TARGET = tl.constexpr(5)  # sum_j p_j u'_j, u' of the partner row
-LOG_SUM = tl.constexpr(6)  # log2(sum 2^d)
-NUM_CONSTANTS = 7
+NUM_CONSTANTS = 6
 
 
 @triton.jit

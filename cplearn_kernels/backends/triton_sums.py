@@ -7,8 +7,9 @@ import triton
 
 from . import triton_rows as rows
 from . import triton_weights as kernels
-from .triton_batch import LOG2_E, Batch, cut, floor_power, launch_options
+from .triton_batch import LOG2_E, Batch, launch_options
 from .triton_modes import CROSS_ENTROPY, GIVEN, REVERSE_KL
+from .triton_pieces import cut, floor_power
 
 # Weights of codes that are held at a time where sums do not fit in registers.
 _CHUNK_ELEMENTS = 1 << 23
@@ -67,7 +68,7 @@ def _add_in_registers(batch, sums, start, length, slopes, mode, beta, prior_prob
             with batch.on_device():
                 kernels.weighted_codes[(row_tiles, splits)](
                     batch.high, batch.low, batch.rows, batch.code, slope, prior, parts, table, codes.words,
-                    batch.total, batch.n_pad, first, count, stride, per_split, 1.0 / codes.num_codes, beta,
+                    batch.total, batch.n_pad, first, count, stride, per_split, 1.0 / codes.total_codes, beta,
                     beta / LOG2_E, batch.n, codes.num_codes, PAIR=batch.views == 2, MODE=mode,
                     GIVEN_PRIOR=prior_probs is not None, **shape, **launch_options(config),
                 )  # fmt: skip
@@ -93,7 +94,7 @@ def _add_grouped(batch, sums, start, length, slopes, mode, beta, prior_probs, gi
         with batch.on_device():
             kernels.chunk_weights[(batch.n_pad // making.rows, chunk // tile)](
                 batch.high, batch.low, batch.rows, batch.code, slope, prior, x_high, x_low, scales, table, codes.words,
-                batch.total, batch.n_pad, first, count, stride, chunk, 1.0 / codes.num_codes, beta, beta / LOG2_E,
+                batch.total, batch.n_pad, first, count, stride, chunk, 1.0 / codes.total_codes, beta, beta / LOG2_E,
                 batch.n, codes.num_codes, PAIR=batch.views == 2, MODE=mode, GIVEN_PRIOR=prior_probs is not None,
                 BM=making.rows, BN=tile, GROUPS=codes.groups, **launch_options(making),
             )  # fmt: skip

@@ -51,8 +51,8 @@ enum RowScalar : int { kAgreement, kMassOfOthers, kWeightsOfOthers, kBestPriorWe
 
 struct ShardSums {
   double* scalars;   // (kRowScalars, 2 rows): of the range as shard_sums writes it, of the group for shard_gradients
-  double* expected;  // (2 rows, num_features) of the range, as is `pull`: B and E without best codes; both unused
-  double* pull;      //   unless need_grad
+  double* expected;  // B and E of the range without best codes, in the kernels' own layout; unused unless need_grad
+  double* pull;
   double prior;      // the prior's terms of both views
 };
 
@@ -82,6 +82,8 @@ struct Kernels {
                                    float* grad);
   // scores, found: (rows, top_k)
   void (*assign)(const Codes&, const Batch&, int64_t top_k, const Run&, float* scores, int64_t* found);
+  // How many doubles ShardSums::expected and pull take each.
+  void (*shard_size)(const Codes&, int64_t rows, int64_t& doubles);
   // The steps of a rank; `bests` are the group's. shard_sums gives NaN throughout when an input is not finite.
   void (*row_sums)(const Codes&, const Batch&, double temperature, const Run&, RowBests& out);
   // out: (num_codes)

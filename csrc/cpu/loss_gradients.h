@@ -46,16 +46,15 @@ static void write_gradients(const Blocks& dictionary, const Tiling& tiling, cons
         }
         dictionary.write_codes(codes, out[view]);
       }
-      for (int64_t k = 0; k < dictionary.num_features; ++k) {
-        const int64_t i = dictionary.place(k) * kLanes;
+      for (int64_t i = 0; i < dictionary.places * kLanes; i += kLanes) {
         VecDouble expected[2], pull[2];
 #pragma GCC unroll 2
         for (int view = 0; view < 2; ++view) {
           const BestShares& from = shares[view];
           const VecDouble code = widened(load(out[view] + i));
-          expected[view] = expected_coordinate(sums.expected(view, tile, k), load_doubles(from.best_p),
+          expected[view] = expected_coordinate(sums.expected(view, tile, i), load_doubles(from.best_p),
                                                load_doubles(from.inverse_mass), code);
-          pull[view] = sums.pull(view, tile, k) + load_doubles(from.best_weight) * code;
+          pull[view] = sums.pull(view, tile, i) + load_doubles(from.best_weight) * code;
         }
 #pragma GCC unroll 2
         for (int view = 0; view < 2; ++view) {

@@ -69,7 +69,7 @@ class LossPass {
   }
 
   // What the pass has found, once it has run: each row's sums over codes (RowScalar), the prior's terms of both views,
-  // and coordinate k of the sums of codes, all but best ones, of a tile's rows: B's with `expected`, E's with `pull`.
+  // and place `i / kLanes` of the sums of codes, all but best ones, of a tile's rows: B's `expected`, E's `pull`.
   void write_scalars(double* out) const {
     const int64_t count = 2 * rows_.rows;
     for (int view = 0; view < 2; ++view) {
@@ -89,11 +89,11 @@ class LossPass {
     for (int64_t i = 0; i < 2 * plan_.slabs * units_; ++i) sum += prior_[i];
     return sum;
   }
-  CPK_INLINE VecDouble expected(int view, int64_t tile, int64_t k) const {
-    return sum_over_slabs(expected_, flushed_expected_, view, tile, dictionary_.place(k) * kLanes);
+  CPK_INLINE VecDouble expected(int view, int64_t tile, int64_t i) const {
+    return sum_over_slabs(expected_, flushed_expected_, view, tile, i);
   }
-  CPK_INLINE VecDouble pull(int view, int64_t tile, int64_t k) const {
-    return sum_over_slabs(pull_, flushed_pull_, view, tile, dictionary_.place(k) * kLanes);
+  CPK_INLINE VecDouble pull(int view, int64_t tile, int64_t i) const {
+    return sum_over_slabs(pull_, flushed_pull_, view, tile, i);
   }
 
  private:

@@ -32,61 +32,56 @@ static void shard_mean_assignment(const Blocks& dictionary, const Batch& batch, 
   means_of_codes(dictionary, rows, sums, run, out);
 }
 
-// The sums of codes that a LossPass has found, kept for write_gradients: (2 rows, num_features) each.
+// The sums of codes that a LossPass has found, kept for write_gradients: [view][tile][place][lane].
 struct KeptSums {
-  const Tiling& tiling;
-  int64_t num_features;
+  int64_t tiles, places;  // of one view; floats of a tile
   double* kept_expected;
   double* kept_pull;
+
+  template <class Blocks>
+  KeptSums(const Blocks& dictionary, const Tiling& tiling, const ShardSums& sums)
+      : tiles(tiling.per_batch),
+        places(dictionary.places * kLanes),
+        kept_expected(sums.expected),
+        kept_pull(sums.pull) {}
+
+  int64_t size() const { return 2 * tiles * places; }
 
   template <class Pass>
   void keep(const Pass& pass, int threads) const {
     in_parallel(threads, [&](int64_t worker, int64_t workers) {
-      const Share mine(tiling.count, worker, workers);
+      const Share mine(2 * tiles, worker, workers);
       for (int64_t t = mine.begin; t < mine.end; ++t) {
-        const int view = int(t / tiling.per_batch);
-        const int64_t tile = t % tiling.per_batch;
-        for (int64_t k = 0; k < num_features; ++k) {
-          write(pass.expected(view, tile, k), kept_expected, view, tile, k);
-          write(pass.pull(view, tile, k), kept_pull, view, tile, k);
+        const int view = int(t / tiles);
+        for (int64_t i = 0; i < places; i += kLanes) {
+          store_doubles(kept_expected + t * places + i, pass.expected(view, t % tiles, i));
+          store_doubles(kept_pull + t * places + i, pass.pull(view, t % tiles, i));
         }
       }
     });
   }
-  VecDouble expected(int view, int64_t tile, int64_t k) const { return read(kept_expected, view, tile, k); }
-  VecDouble pull(int view, int64_t tile, int64_t k) const { return read(kept_pull, view, tile, k); }
-
- private:
-  int64_t height(int64_t tile) const { return smaller(kLanes, tiling.rows - tile * kLanes); }
-  int64_t at(int view, int64_t tile, int64_t k) const {
-    return (view * tiling.rows + tile * kLanes) * num_features + k;
+  CPK_INLINE VecDouble expected(int view, int64_t tile, int64_t i) const {
+    return load_doubles(kept_expected + (view * tiles + tile) * places + i);
   }
-  void write(VecDouble value, double* kept, int view, int64_t tile, int64_t k) const {
-    double lanes[kLanes];
-    memcpy(lanes, &value.low, sizeof value.low);
-    memcpy(lanes + kLanes / 2, &value.high, sizeof value.high);
-    double* const to = kept + at(view, tile, k);
-    for (int64_t row = 0; row < height(tile); ++row) to[row * num_features] = lanes[row];
-  }
-  VecDouble read(const double* kept, int view, int64_t tile, int64_t k) const {
-    double lanes[kLanes] = {};
-    const double* const from = kept + at(view, tile, k);
-    for (int64_t row = 0; row < height(tile); ++row) lanes[row] = from[row * num_features];
-    return load_doubles(lanes);
+  CPK_INLINE VecDouble pull(int view, int64_t tile, int64_t i) const {
+    return load_doubles(kept_pull + (view * tiles + tile) * places + i);
   }
 };
+
+template <class Blocks>
+static void shard_size(const Blocks& dictionary, int64_t rows, int64_t& doubles) {
+  doubles = KeptSums(dictionary, Tiling(rows, 2), {}).size();
+}
 
 template <class Blocks>
 static void shard_sums(const Blocks& dictionary, const Batch (&views)[2], const RowBests& bests,
                        const LossRequest& request, const Run& run, ShardSums& out) {
   const Tiles rows(dictionary, views, 2, kLog2E / request.temperature, run.threads);
-  const int64_t count = 2 * rows.rows;
+  const KeptSums kept(dictionary, rows, out);
   if (!rows.finite) {
     out.prior = NAN;
-    for (int64_t i = 0; i < kRowScalars * count; ++i) out.scalars[i] = NAN;
-    for (int64_t i = 0; request.need_grad && i < count * dictionary.num_features; ++i) {
-      out.expected[i] = out.pull[i] = NAN;
-    }
+    for (int64_t i = 0; i < kRowScalars * 2 * rows.rows; ++i) out.scalars[i] = NAN;
+    for (int64_t i = 0; request.need_grad && i < kept.size(); ++i) out.expected[i] = out.pull[i] = NAN;
     return;
   }
   const RowSums sums(rows.count * kLanes);
@@ -94,7 +89,6 @@ static void shard_sums(const Blocks& dictionary, const Batch (&views)[2], const 
   with_loss_pass(dictionary, rows, sums, request, run, [&](const auto& pass) {
     pass.write_scalars(out.scalars);
     out.prior = pass.prior();
-    const KeptSums kept{rows, dictionary.num_features, out.expected, out.pull};
     if (request.need_grad) kept.keep(pass, run.threads);
   });
 }
@@ -106,6 +100,6 @@ static void shard_gradients(const Blocks& dictionary, int64_t rows, const RowBes
   const RowSums sums(tiling.count * kLanes);
   spread(bests, tiling, dictionary.total_codes, sums);
   float* const grads[2] = {grad, grad + rows * dictionary.num_features};
-  const KeptSums kept{tiling, dictionary.num_features, found.expected, found.pull};
+  const KeptSums kept(dictionary, tiling, found);
   write_gradients(dictionary, tiling, sums, found.scalars, kept, temperature, beta, run, grads);
 }

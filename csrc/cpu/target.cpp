@@ -65,6 +65,7 @@ CPK_FOR_BOTH_KINDS(expected_code_backward)
 CPK_FOR_BOTH_KINDS(mean_assignment)
 CPK_FOR_BOTH_KINDS(mean_assignment_backward)
 CPK_FOR_BOTH_KINDS(assign)
+CPK_FOR_BOTH_KINDS(shard_size)
 CPK_FOR_BOTH_KINDS(row_sums)
 CPK_FOR_BOTH_KINDS(shard_mean_assignment)
 CPK_FOR_BOTH_KINDS(shard_sums)
@@ -86,6 +87,7 @@ constexpr Kernels kernels = {  // constant: nothing of this file may run before 
     AnyKind_mean_assignment(),
     AnyKind_mean_assignment_backward(),
     AnyKind_assign(),
+    AnyKind_shard_size(),
     AnyKind_row_sums(),
     AnyKind_shard_mean_assignment(),
     AnyKind_shard_sums(),

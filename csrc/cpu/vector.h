@@ -67,6 +67,10 @@ CPK_INLINE VecDouble load_doubles(const double* p) {
   memcpy(&v.high, p + kLanes / 2, sizeof v.high);
   return v;
 }
+CPK_INLINE void store_doubles(double* p, VecDouble v) {
+  memcpy(p, &v.low, sizeof v.low);
+  memcpy(p + kLanes / 2, &v.high, sizeof v.high);
+}
 #if CPK_LANES == 16
 #define CPK_FIRST 0, 1, 2, 3, 4, 5, 6, 7
 #define CPK_SECOND 8, 9, 10, 11, 12, 13, 14, 15

@@ -21,11 +21,15 @@ struct TileData {
   int64_t weight_rows;
 };
 
-// Codes first … first + count - 1 of the dictionary; `first` is a multiple of the block size.
+// Codes first … first + count - 1 of the dictionary, or of the range of one that a rank works on; `first` is a multiple
+// of the block size.
 struct Span {
   int64_t first;
   int32_t count;
 };
+
+// The best code of a row for which it is another range's: no code of a span has this number.
+constexpr int32_t kElsewhere = -1;
 
 // What the first pass leaves for each row, (total) each; the logits are in powers of two.
 struct RowState {
@@ -33,7 +37,7 @@ struct RowState {
   float* inverse_sum;  // p of the best code
   float* shift;        // log2(c p) of the best code
   double* others;      // the sum of 2^(logit - best) over the other codes
-  int32_t* code;       // the best code, the lowest of equals
+  int32_t* code;       // the best code, the lowest of equals; or kElsewhere
 };
 
 struct BestCodesArguments {
@@ -78,8 +82,9 @@ struct WeightedCodesArguments {
   double* sums;
   // (splits * parts, total), added to: the sums of p, of the weights and of p times the partner's u
   double *mass, *weight, *agreement;
-  double* best_weight;   // (total): the prior's part of the best code's weight
-  float* best_partner;   // (total): the partner's u at the best code
+  // (total), written where a row's best code is one of these codes
+  double* best_weight;  // the prior's part of its weight
+  float* best_partner;  // the partner's u at it
 };
 
 struct ProbabilitiesArguments {

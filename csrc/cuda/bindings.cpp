@@ -3,6 +3,7 @@
 
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -45,10 +46,27 @@ size_t called(const Device& device, Address memory, const Run& run) {
 }
 
 Dictionary make_dictionary(int kind, int64_t num_features, int64_t num_codes, uint64_t seed, int log2_block,
-                           Address positions, Address coordinate_at, Address packed) {
+                           Address positions, Address coordinate_at, Address packed, int64_t first_code,
+                           std::optional<int64_t> total_codes) {
   const Codes codes{CodeKind(kind), num_features, num_codes, seed, log2_block, at<const int32_t>(positions),
-                    at<const uint32_t>(packed)};
+                    at<const uint32_t>(packed), first_code, total_codes.value_or(num_codes)};
   return {codes, {at<const int32_t>(positions), at<const int32_t>(coordinate_at)}};
+}
+
+// (best, others, code)
+using RowSumsAt = std::tuple<Address, Address, Address>;
+
+RowSums row_sums_at(const RowSumsAt& addresses) {
+  const auto& [best, others, code] = addresses;
+  return {at<double>(best), at<double>(others), at<int32_t>(code)};
+}
+
+constexpr int kRowScalars = 5;
+
+// (kRowScalars, rows)
+RowScalars row_scalars_at(Address address, int64_t rows) {
+  double* const first = at<double>(address);
+  return {first, first + rows, first + 2 * rows, first + 3 * rows, first + 4 * rows};
 }
 
 }  // namespace
@@ -67,7 +85,8 @@ void bind(py::module_& m) {
   // kernels are loaded beside the real ones.
   py::class_<Dictionary>(m, "Dictionary", py::dynamic_attr(), py::module_local())
       .def(py::init(&make_dictionary), py::arg("kind"), py::arg("num_features"), py::arg("num_codes"), py::arg("seed"),
-           py::arg("log2_block"), py::arg("positions"), py::arg("coordinate_at"), py::arg("packed"));
+           py::arg("log2_block"), py::arg("positions"), py::arg("coordinate_at"), py::arg("packed"),
+           py::arg("first_code") = 0, py::arg("total_codes") = py::none());
   m.def("architectures", &architectures, "the architectures that machine code was built for");
   m.def("device_count", [] {
     std::string reason;
@@ -123,6 +142,36 @@ void bind(py::module_& m) {
                      Address out) {
     return called(device, memory, [&](Call& call) {
       scores(call, d, batch_of(d, views, rows), first, count, at<float>(out));
+    });
+  });
+
+  m.attr("ROW_SCALARS") = kRowScalars;
+  m.def("row_sums", [](const Device& device, Address memory, D d, Views views, int64_t rows, double temperature,
+                       const RowSumsAt& out) {
+    return called(device, memory, [&](Call& call) {
+      row_sums(call, d, batch_of(d, views, rows), temperature, row_sums_at(out));
+    });
+  });
+  m.def("mean_assignment_of_range", [](const Device& device, Address memory, D d, Views views, int64_t rows,
+                                       double temperature, const RowSumsAt& known, Address out) {
+    return called(device, memory, [&](Call& call) {
+      mean_assignment_of_range(call, d, batch_of(d, views, rows), temperature, row_sums_at(known), at<float>(out));
+    });
+  });
+  m.def("code_sums", [](const Device& device, Address memory, D d, Views views, int64_t rows, double temperature,
+                        double beta, int prior, Address prior_probs, const RowSumsAt& known, Address scalars,
+                        Address prior_sum, Address sums) {
+    return called(device, memory, [&](Call& call) {
+      const LossSettings settings{temperature, beta, Prior(prior), at<const float>(prior_probs)};
+      code_sums(call, d, batch_of(d, views, rows), settings, row_sums_at(known), row_scalars_at(scalars, 2 * rows),
+                at<double>(prior_sum), at<double>(sums));
+    });
+  });
+  m.def("gradients", [](const Device& device, Address memory, D d, Views views, int64_t rows, double temperature,
+                        double beta, const RowSumsAt& known, Address scalars, Address sums, Address grad) {
+    return called(device, memory, [&](Call& call) {
+      gradients(call, d, batch_of(d, views, rows), temperature, beta, row_sums_at(known),
+                row_scalars_at(scalars, 2 * rows), at<const double>(sums), at<float>(grad));
     });
   });
 }

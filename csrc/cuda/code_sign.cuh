@@ -19,17 +19,23 @@ __device__ __forceinline__ uint32_t parity(uint32_t x) {
   return x & 1;
 }
 
+// A code's number in the whole dictionary: what it is generated from.
+__device__ __forceinline__ uint64_t generated_index(const Codes& codes, int64_t code) {
+  return uint64_t(codes.first_code + code);
+}
+
 // +1 or -1: coordinate k of a code (cplearn_kernels/dictionary.py).
 __device__ __forceinline__ float code_sign(const Codes& codes, int64_t code, int32_t k) {
+  const uint64_t index = generated_index(codes, code);
   uint32_t bit;
   if (codes.kind == CodeKind::kPacked) {
     bit = codes.packed[code * ((codes.num_features + 31) / 32) + k / 32] >> (k % 32) & 1;
   } else if (codes.kind == CodeKind::kRademacher) {
-    bit = sign_bit(codes.seed, kStreamRademacher, uint64_t(code), uint32_t(k));
+    bit = sign_bit(codes.seed, kStreamRademacher, index, uint32_t(k));
   } else {
-    const int64_t block = code >> codes.log2_block;
-    const uint32_t in_block = uint32_t(code - (block << codes.log2_block));
-    bit = sign_bit(codes.seed, kStreamHadamardSigns, uint64_t(block), uint32_t(k)) ^
+    const uint64_t block = index >> codes.log2_block;
+    const uint32_t in_block = uint32_t(index - (block << codes.log2_block));
+    bit = sign_bit(codes.seed, kStreamHadamardSigns, block, uint32_t(k)) ^
           parity(uint32_t(codes.positions[k]) & in_block);
   }
   return bit != 0 ? -1.0f : 1.0f;

@@ -5,14 +5,14 @@
 
 namespace cplearn::cuda {
 
-void cplearn_loss(Call& call, const Dictionary& d, const Batch& views, const LossSettings& s, float* out, float* grad_1,
-                  float* grad_2) {
-  const bool gradient = grad_1 != nullptr;
+namespace {
+
+// Both passes of the loss, or, where the rows are `known` from all ranges of codes, the second one over a range.
+void sum_codes(Problem& problem, const LossSettings& s, bool gradient, const RowSums* known) {
   const Weights weights = s.prior == Prior::kReverseKL ? Weights::kReverseKL : Weights::kCrossEntropy;
-  Problem problem(call, d.codes, d.places, views, kLog2E / s.temperature);
   problem.take_columns(weights);
   problem.take_sums(gradient);
-  problem.find_best();
+  problem.find_best(known);
   problem.for_spans([&](const Span& span) {
     // p̄ and g of the span are complete here, from all rows; with them its share of every sum.
     problem.columns_of(span, weights, s.prior_probs, problem.prior);
@@ -20,12 +20,31 @@ void cplearn_loss(Call& call, const Dictionary& d, const Batch& views, const Los
     a.weights = weights, a.beta_ln2 = float(s.beta * kLn2), a.slope = problem.slope, a.top = problem.top;
     problem.add_weighted(span, gradient ? WeightedKernel::kGradient : WeightedKernel::kValue, a);
   });
+}
+
+double gradient_scale(const Batch& views, double temperature) { return 1 / (2.0 * views.per_view * temperature); }
+
+void mean_columns(Problem& problem, const RowSums* known, float* out) {
+  problem.take_columns(Weights::kNone);
+  problem.find_best(known);
+  problem.for_spans([&](const Span& span) {
+    problem.columns_of(span, Weights::kNone, nullptr, nullptr);
+    copy_columns(problem.call, problem.slope, span.count, span.count, out + span.first);
+  });
+}
+
+}  // namespace
+
+void cplearn_loss(Call& call, const Dictionary& d, const Batch& views, const LossSettings& s, float* out, float* grad_1,
+                  float* grad_2) {
+  const bool gradient = grad_1 != nullptr;
+  Problem problem(call, d.codes, d.places, views, kLog2E / s.temperature);
+  sum_codes(problem, s, gradient, nullptr);
   problem.finish_rows(s.beta);
   if (gradient) {
-    const double scale = 1 / (2.0 * views.per_view * s.temperature);
-    problem.finish_sums(Result::kLossGradient, s.beta, scale, grad_1, grad_2);
+    problem.finish_sums(Result::kLossGradient, s.beta, gradient_scale(views, s.temperature), grad_1, grad_2);
   }
-  finish_loss(call, problem.row_agreement, problem.total, problem.prior, s.beta, d.codes.num_codes, out);
+  finish_loss(call, problem.agreement, problem.total, problem.prior, s.beta, d.codes.total_codes, out);
 }
 
 void projector_logsumexp(Call& call, const Dictionary& d, const Batch& batch, double temperature, float* out) {
@@ -89,12 +108,7 @@ void expected_code_backward(Call& call, const Dictionary& d, const Batch& batch,
 
 void mean_assignment(Call& call, const Dictionary& d, const Batch& batch, double temperature, float* out) {
   Problem problem(call, d.codes, d.places, batch, kLog2E / temperature);
-  problem.take_columns(Weights::kNone);
-  problem.find_best();
-  problem.for_spans([&](const Span& span) {
-    problem.columns_of(span, Weights::kNone, nullptr, nullptr);
-    copy_columns(call, problem.slope, span.count, span.count, out + span.first);
-  });
+  mean_columns(problem, nullptr, out);
 }
 
 void mean_assignment_backward(Call& call, const Dictionary& d, const Batch& batch, const float* upstream,
@@ -129,6 +143,36 @@ void scores(Call& call, const Dictionary& d, const Batch& batch, int64_t first, 
                                             out + (span.first - first), count});
       },
       first, first + count);
+}
+
+void row_sums(Call& call, const Dictionary& d, const Batch& view, double temperature, const RowSums& out) {
+  Problem problem(call, d.codes, d.places, view, kLog2E / temperature);
+  problem.find_best();
+  write_row_sums(call, problem.state, problem.total, out);
+}
+
+void mean_assignment_of_range(Call& call, const Dictionary& d, const Batch& batch, double temperature,
+                              const RowSums& known, float* out) {
+  Problem problem(call, d.codes, d.places, batch, kLog2E / temperature);
+  mean_columns(problem, &known, out);
+}
+
+void code_sums(Call& call, const Dictionary& d, const Batch& views, const LossSettings& s, const RowSums& known,
+               const RowScalars& scalars, double* prior, double* sums) {
+  Problem problem(call, d.codes, d.places, views, kLog2E / s.temperature);
+  sum_codes(problem, s, sums != nullptr, &known);
+  problem.finish_range(s.beta, scalars, prior, sums);
+}
+
+void gradients(Call& call, const Dictionary& d, const Batch& views, double temperature, double beta,
+               const RowSums& known, const RowScalars& scalars, const double* sums, float* grad) {
+  const int32_t total = Batch::rows_of(views);
+  const int64_t width = d.codes.num_features;
+  BestShare* const shares = call.take<BestShare>(total);
+  share_rows(call, known.others, scalars, total, beta, shares);
+  finish_sums(call, {sums, 1, width, nullptr, shares, known.code, d.codes, total, views.per_view, beta,
+                     gradient_scale(views, temperature), {grad, grad + views.per_view * width}},
+              Result::kLossGradient);
 }
 
 }  // namespace cplearn::cuda

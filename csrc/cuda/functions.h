@@ -38,4 +38,20 @@ void best_codes(Call&, const Dictionary&, const Batch&, float* scores, int64_t* 
 // The products with codes first … first + count - 1, (n, count); `first` a multiple of 8192.
 void scores(Call&, const Dictionary&, const Batch&, int64_t first, int64_t count, float* out);
 
+// ---- the loss in steps, of a range of codes (cplearn_kernels/backends/cuda_shard.py) ----
+//
+// `known` are the rows of all views as all ranges together know them, its `code` kElsewhere where another range has a
+// row's best code; what the steps leave is to be added up over the ranges.
+
+// Pass 1 of one view.
+void row_sums(Call&, const Dictionary&, const Batch& view, double temperature, const RowSums& out);
+void mean_assignment_of_range(Call&, const Dictionary&, const Batch&, double temperature, const RowSums& known,
+                              float* out);
+// Pass 2 of two views. `sums`: (2, rows of both views, f), or null when no gradient is wanted.
+void code_sums(Call&, const Dictionary&, const Batch& views, const LossSettings&, const RowSums& known,
+               const RowScalars& scalars, double* prior, double* sums);
+// The range's share of the gradient, (rows of both views, f), from its `sums` and the scalars of all ranges.
+void gradients(Call&, const Dictionary&, const Batch& views, double temperature, double beta, const RowSums& known,
+               const RowScalars& scalars, const double* sums, float* grad);
+
 }  // namespace cplearn::cuda

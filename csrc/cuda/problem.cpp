@@ -105,7 +105,8 @@ Cut even_cut(int64_t count, int64_t blocks_per_part, int64_t places) {
   return best;
 }
 
-void Problem::find_best() {
+void Problem::find_best(const RowSums* known) {
+  if (known != nullptr) return read_row_sums(call, *known, total, codes.total_codes, state);
   const Cut cut = even_cut(columns_ / passes.block, ceil_div(total, passes.best_rows),
                            int64_t(call.device.processors) * passes.best_resident);
   const int64_t parts = int64_t(cut.parts) * passes.parts;
@@ -115,7 +116,7 @@ void Problem::find_best() {
   for_spans([&](const Span& span) {
     passes.best_codes(call, {tile, span, total, cut.size, best, others, code}, cut.parts);
     const bool last = span.first + span.count >= codes.num_codes;
-    merge_best(call, best, others, code, int(parts), total, span.first == 0, last, codes.num_codes, state);
+    merge_best(call, best, others, code, int(parts), total, span.first == 0, last, codes.total_codes, state);
   });
 }
 
@@ -137,7 +138,7 @@ void Problem::columns_of(const Span& span, Weights weights, const float* q, doub
                      {tile, span, batch.per_view, column_cut_.size, state, column_sums_, column_top_},
                      batch.num_views, column_cut_.parts);
   finish_columns(call, {column_sums_, column_top_, column_cut_.parts, batch.num_views, span, columns_, weights,
-                        q == nullptr ? nullptr : q + span.first, batch.per_view, codes.num_codes, slope, top,
+                        q == nullptr ? nullptr : q + span.first, batch.per_view, codes.total_codes, slope, top,
                         prior_parts});
 }
 
@@ -168,7 +169,7 @@ void Problem::take_sums(bool of_codes) {
   prior = zeros;
   mass_ = zeros + kPriorParts, weight_ = mass_ + parts * total, agreement_ = weight_ + parts * total;
   sums_ = zeros + begin;
-  row_agreement = call.take<double>(total);
+  agreement = call.take<double>(total);
   best_weight = call.take<double>(total);
   best_partner = call.take<float>(total);
   shares_ = call.take<BestShare>(total);
@@ -201,18 +202,37 @@ void Problem::add_given(const Span& span, const float* p, const float* v, int64_
   add_sign_product(call, weights, {transposed_, width}, product_splits_, sums_, 2 * sum_rows_ * width);
 }
 
-void Problem::finish_rows(double beta) {
+FinishRows Problem::parts_of_rows(double beta) const {
   const bool pair = batch.num_views == 2;
-  cuda::finish_rows(call, {mass_, weight_, agreement_, pair ? best_weight : nullptr, best_partner, state,
-                           sums_cut_.parts * passes.parts, total, beta, shares_, row_agreement});
+  return {mass_, weight_, agreement_, pair ? best_weight : nullptr, best_partner, state,
+          sums_cut_.parts * passes.parts, total, beta, nullptr, {}};
+}
+
+void Problem::finish_rows(double beta) {
+  FinishRows a = parts_of_rows(beta);
+  a.shares = shares_, a.scalars.agreement = agreement;
+  cuda::finish_rows(call, a);
+}
+
+FinishSums Problem::parts_of_sums() const {
+  const int splits = passes.in_memory ? product_splits_ : sums_cut_.parts;
+  const int64_t width = passes.in_memory ? codes.num_features : width_;
+  return {sums_, splits, width, passes.in_memory ? nullptr : places.of_coordinate, shares_, state.code, codes,
+          int32_t(sum_rows_), batch.per_view, 0, 0, {}};
 }
 
 void Problem::finish_sums(Result result, double beta, double scale, float* out_1, float* out_2) {
-  const int splits = passes.in_memory ? product_splits_ : sums_cut_.parts;
-  const int64_t width = passes.in_memory ? codes.num_features : width_;
-  cuda::finish_sums(call, {sums_, splits, width, passes.in_memory ? nullptr : places.of_coordinate, shares_, state.code,
-                           codes, int32_t(sum_rows_), batch.per_view, beta, scale, {out_1, out_2}},
-                    result);
+  FinishSums a = parts_of_sums();
+  a.beta = beta, a.scale = scale, a.out[0] = out_1, a.out[1] = out_2;
+  cuda::finish_sums(call, a, result);
+}
+
+void Problem::finish_range(double beta, const RowScalars& scalars, double* prior_sum, double* sums_of_codes) {
+  FinishRows a = parts_of_rows(beta);
+  a.scalars = scalars;
+  cuda::finish_rows(call, a);
+  finish_prior(call, prior, prior_sum);
+  if (sums_of_codes != nullptr) collect_sums(call, parts_of_sums(), total, sums_of_codes);
 }
 
 }  // namespace cplearn::cuda

@@ -23,8 +23,8 @@ class Problem {
   // A second array of rows, whose products with the codes are weights (Weights::kProducts).
   void add_second(const Batch& second);
 
-  // Pass 1: `state`.
-  void find_best();
+  // Pass 1: `state`, or what all ranges of codes together know of it.
+  void find_best(const RowSums* known = nullptr);
   // Calls visit(span) with the span's bits, or products, in memory; over all codes, or some from a whole block on.
   template <class Visit>
   void for_spans(const Visit& visit, int64_t begin = 0, int64_t end = -1) {
@@ -52,6 +52,8 @@ class Problem {
   void finish_rows(double beta);
   // One array per view.
   void finish_sums(Result result, double beta, double scale, float* out_1, float* out_2);
+  // Of a range of codes: the sums themselves, see `collect_sums`.
+  void finish_range(double beta, const RowScalars& scalars, double* prior_sum, double* sums_of_codes);
 
   Call& call;
   const Codes codes;
@@ -61,12 +63,14 @@ class Problem {
   const Passes& passes;
   RowState state;
   TileData tile{};
-  double *prior = nullptr, *row_agreement = nullptr, *best_weight = nullptr;
+  double *prior = nullptr, *agreement = nullptr, *best_weight = nullptr;
   float* best_partner = nullptr;
 
  private:
   void prepare(const Span& span);
   void multiply(const Halves& rows, const Span& span, float* products);
+  FinishRows parts_of_rows(double beta) const;
+  FinishSums parts_of_sums() const;
 
   int64_t width_;       // of a prepared row
   int64_t sum_rows_;    // of one kind of sums: total, for sign_product rounded up to its tiles

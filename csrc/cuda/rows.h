@@ -1,5 +1,5 @@
 // The small kernels around the passes: rows on their way in, bits of the codes, merging of partial results, rows on their
-// way out. rows_in.cu, signs.cu and rows_out.cu hold them; everything is launched on the call's stream.
+// way out. rows_in.cu, signs.cu, rows_out.cu and codes_out.cu hold them; everything is launched on the call's stream.
 #pragma once
 
 #include "../formulas.h"
@@ -51,10 +51,10 @@ void fill_with_zeros(const Call&, void* p, size_t bytes);
 
 // ---- signs.cu ----
 
-// Sign bits of Hadamard blocks first … first + blocks - 1 for HadamardTile: (blocks, block / 32) words.
+// Sign bits of the range's Hadamard blocks first … first + blocks - 1 for HadamardTile: (blocks, block / 32) words.
 void block_signs(const Call&, const Codes&, int64_t first, int64_t blocks, const int32_t* coordinate_at, uint32_t* out);
 // Sign bits of codes from `first` on for sign_product: (columns, width / 32) words, columns in the order of half_order.cuh.
-// Columns past the dictionary's end repeat its last code.
+// Columns past the range's end repeat its last code.
 void code_bits(const Call&, const Codes&, int64_t first, int64_t columns, int64_t width, uint32_t* out);
 // Of those the transpose: (num_features, columns / 32) words, bit i of word w that of code 32 w + i.
 void transposed_bits(const Call&, const uint32_t* bits, int64_t columns, int64_t width, int64_t num_features,
@@ -64,7 +64,16 @@ void transposed_bits(const Call&, const uint32_t* bits, int64_t columns, int64_t
 
 // Merges partial results (parts, total) into `state`, or starts it; the last time also makes the rows' constants.
 void merge_best(const Call&, const float* best, const double* others, const int32_t* code, int parts, int32_t total,
-                bool first, bool last, int64_t num_codes, const RowState& state);
+                bool first, bool last, int64_t total_codes, const RowState& state);
+
+// A RowState as ranges of codes tell each other, (total) each: `best` is NaN for a row that is not finite.
+struct RowSums {
+  double *best, *others;
+  int32_t* code;
+};
+void write_row_sums(const Call&, const RowState&, int32_t total, const RowSums& out);
+// The inverse, once the ranges are combined; makes the rows' constants.
+void read_row_sums(const Call&, const RowSums&, int32_t total, int64_t total_codes, const RowState& state);
 
 // What a span's column sums (splits, views, count) become: p̄ (slope, for Weights::kNone), or g with the prior's terms
 // added to `prior` (kPriorParts doubles). `slope` and `top_out` are (views, stride), zero from `count` on.
@@ -77,13 +86,20 @@ struct FinishColumns {
   Weights weights;
   const float* q;  // of the span; null for the uniform prior
   int32_t rows;
-  int64_t num_codes;
+  int64_t total_codes;
   float *slope, *top_out;
   double* prior;
 };
 void finish_columns(const Call&, const FinishColumns&);
 // Numbers of the caller's, one per code, for the passes: zero from `count` on.
 void copy_columns(const Call&, const float* from, int64_t count, int64_t stride, float* to);
+
+// Of each row, (total) each: sums over some codes which, added up over all ranges, are those over all codes.
+struct RowScalars {
+  double* agreement;      // of p log(c p'), p' the partner's p
+  double *mass, *weight;  // without the best code: of p, of the weights
+  double *best_weight, *best_partner;  // as in WeightedCodesArguments; zero where the best code is another range's
+};
 
 // Sums over splits and parts, and what they become.
 struct FinishRows {
@@ -94,13 +110,21 @@ struct FinishRows {
   int parts;
   int32_t total;
   double beta;
-  BestShare* shares;          // (total)
-  double* row_agreement;      // (total)
+  BestShare* shares;   // (total); null for a range, whose sums are not all
+  RowScalars scalars;  // null but for `agreement`, or all
 };
 void finish_rows(const Call&, const FinishRows&);
+// The shares from the scalars of all ranges; `others` as in RowSums.
+void share_rows(const Call&, const double* others, const RowScalars&, int32_t total, double beta, BestShare* shares);
 // loss, invariance, prior, each the mean over both orders.
-void finish_loss(Call&, const double* row_agreement, int32_t total, const double* prior, double beta,
-                 int64_t num_codes, float* out);
+void finish_loss(Call&, const double* agreement, int32_t total, const double* prior, double beta, int64_t total_codes,
+                 float* out);
+// The prior's terms of a range, of both views.
+void finish_prior(Call&, const double* prior, double* out);
+void finish_logsumexp(const Call&, const RowState&, int32_t total, float* out);
+void finish_scores(const Call&, const RowState&, int32_t total, float* scores, int64_t* codes);
+
+// ---- codes_out.cu ----
 
 struct FinishSums {
   const double* sums;  // (splits, 2, rows, width)
@@ -108,7 +132,7 @@ struct FinishSums {
   int64_t width;
   const int32_t* place_of;  // null: the coordinate itself
   const BestShare* shares;
-  const int32_t* code;
+  const int32_t* code;  // kElsewhere: what the best code adds, another range adds
   Codes codes;
   int32_t rows, per_view;
   double beta, scale;
@@ -117,8 +141,7 @@ struct FinishSums {
 // What the sums over the other codes give once the best code is put back.
 enum class Result : int { kLossGradient, kExpectedCode, kGradient, kGivenWeights };
 void finish_sums(const Call&, const FinishSums&, Result);
-
-void finish_logsumexp(const Call&, const RowState&, int32_t total, float* out);
-void finish_scores(const Call&, const RowState&, int32_t total, float* scores, int64_t* codes);
+// The sums over splits alone, by coordinates: (2, rows, num_features). Of `a` only what sums need.
+void collect_sums(const Call&, const FinishSums& a, int32_t rows, double* out);
 
 }  // namespace cplearn::cuda

@@ -1,6 +1,5 @@
-// Partial results merged in a fixed order, and rows on their way out: losses, gradients, expected codes.
+// Partial results of rows merged in a fixed order, and what is known of a row on its way out: losses, sums, best codes.
 #include "best_codes.cuh"
-#include "code_sign.cuh"
 #include "launch.cuh"
 #include "rows.h"
 
@@ -20,9 +19,14 @@ struct MergeBestArguments {
   int parts;
   int32_t total;
   bool first, last;
-  int64_t num_codes;
+  int64_t total_codes;
   RowState state;
 };
+
+__device__ void set_constants(const RowState& state, int64_t row, double others, int64_t total_codes) {
+  state.inverse_sum[row] = float(1 / (1 + others));
+  state.shift[row] = float((log(double(total_codes)) - log1p(others)) * kLog2E);
+}
 
 __global__ void __launch_bounds__(kThreads) merge_best_kernel(const MergeBestArguments a) {
   const int64_t row = global_thread();
@@ -34,11 +38,33 @@ __global__ void __launch_bounds__(kThreads) merge_best_kernel(const MergeBestArg
     found = merged(found, {a.best[at], a.code[at], a.others[at]});
   }
   if (a.last) {
-    a.state.inverse_sum[row] = float(1 / (1 + found.others));
-    a.state.shift[row] = float((log(double(a.num_codes)) - log1p(found.others)) * kLog2E);
+    set_constants(a.state, row, found.others, a.total_codes);
     if (found.code == kNoCode) found.code = 0;  // a row of NaN
   }
   a.state.best[row] = found.best, a.state.others[row] = found.others, a.state.code[row] = found.code;
+}
+
+struct RowSumsArguments {
+  RowState state;
+  RowSums sums;
+  int32_t total;
+  int64_t total_codes;
+};
+
+__global__ void __launch_bounds__(kThreads) write_row_sums_kernel(const RowSumsArguments a) {
+  const int64_t row = global_thread();
+  if (row >= a.total) return;
+  const double others = a.state.others[row];  // NaN for a row that is not finite; its best is no number of its own
+  a.sums.best[row] = others != others ? others : double(a.state.best[row]);
+  a.sums.others[row] = others, a.sums.code[row] = a.state.code[row];
+}
+
+__global__ void __launch_bounds__(kThreads) read_row_sums_kernel(const RowSumsArguments a) {
+  const int64_t row = global_thread();
+  if (row >= a.total) return;
+  a.state.best[row] = float(a.sums.best[row]);
+  a.state.others[row] = a.sums.others[row], a.state.code[row] = a.sums.code[row];
+  set_constants(a.state, row, a.sums.others[row], a.total_codes);
 }
 
 // Each warp adds its codes' terms to a part of its own.
@@ -54,7 +80,7 @@ __global__ void __launch_bounds__(kThreads) finish_columns_kernel(const FinishCo
       continue;
     }
     const auto at = [&](int split) { return (int64_t(split) * a.views + view) * a.span.count + code; };
-    const double q = a.q != nullptr ? double(a.q[code]) : 1 / double(a.num_codes);
+    const double q = a.q != nullptr ? double(a.q[code]) : 1 / double(a.total_codes);
     if (logs) {
       float top = kNoLogit;
       for (int split = 0; split < a.splits; ++split) top = fmaxf(top, a.top[at(split)]);
@@ -65,7 +91,7 @@ __global__ void __launch_bounds__(kThreads) finish_columns_kernel(const FinishCo
       a.slope[i] = float(cross_entropy_slope(q, a.rows, sum));
       a.top_out[i] = top;
       // An impossible code costs nothing; q = 0 times the logarithm of 0 would be NaN.
-      if (q > 0) terms += cross_entropy_term(q, a.rows, double(a.num_codes), top, sum);
+      if (q > 0) terms += cross_entropy_term(q, a.rows, double(a.total_codes), top, sum);
       else terms += 0 * sum;
       continue;
     }
@@ -105,20 +131,41 @@ __global__ void __launch_bounds__(kThreads) finish_rows_kernel(const FinishRows 
     const int64_t at = int64_t(part) * a.total + row;
     mass += a.mass[at], weight += a.weight[at], agreement += a.agreement[at];
   }
-  const bool pair = a.best_weight != nullptr;
-  const BestShare share = best_share(a.rows.others[row], mass, weight, pair ? a.best_weight[row] : 0, pair ? a.beta : 0,
-                                     pair ? double(a.best_partner[row]) : 0);
-  a.shares[row] = share;
-  if (pair) a.row_agreement[row] = agreement + double(a.best_partner[row]) * share.p;
+  const bool noted = a.best_weight != nullptr && a.rows.code[row] != kElsewhere;
+  const double best_weight = noted ? a.best_weight[row] : 0, best_partner = noted ? double(a.best_partner[row]) : 0;
+  const BestShare share = best_share(a.rows.others[row], mass, weight, best_weight, a.beta, best_partner);
+  if (a.shares != nullptr) a.shares[row] = share;
+  const RowScalars& out = a.scalars;
+  if (out.agreement != nullptr) out.agreement[row] = kLn2 * (agreement + best_partner * share.p);
+  if (out.mass == nullptr) return;
+  out.mass[row] = mass, out.weight[row] = weight;
+  out.best_weight[row] = best_weight, out.best_partner[row] = best_partner;
+}
+
+struct ShareRowsArguments {
+  const double* others;
+  RowScalars scalars;
+  int32_t total;
+  double beta;
+  BestShare* shares;
+};
+
+__global__ void __launch_bounds__(kThreads) share_rows_kernel(const ShareRowsArguments a) {
+  const int64_t row = global_thread();
+  if (row >= a.total) return;
+  const RowScalars& s = a.scalars;
+  a.shares[row] = best_share(a.others[row], s.mass[row], s.weight[row], s.best_weight[row], a.beta,
+                             s.best_partner[row]);
 }
 
 struct FinishLossArguments {
-  const double *row_agreement, *prior;
+  const double *agreement, *prior;
   int32_t total;
   double beta;
-  int64_t num_codes;
+  int64_t total_codes;
   float* out;
-  double* scratch;  // (2, warps)
+  double* prior_sum;  // or null
+  double* scratch;    // (2, warps)
 };
 
 constexpr int kLossThreads = 1024;
@@ -127,7 +174,7 @@ __global__ void __launch_bounds__(kLossThreads) finish_loss_kernel(const FinishL
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
   constexpr int kWarps = kLossThreads / 32;
   double agreement = 0, prior = 0;
-  for (int32_t row = int32_t(threadIdx.x); row < a.total; row += kLossThreads) agreement += a.row_agreement[row];
+  for (int32_t row = int32_t(threadIdx.x); row < a.total; row += kLossThreads) agreement += a.agreement[row];
   for (int part = int(threadIdx.x); part < kPriorParts; part += kLossThreads) prior += a.prior[part];
   for (int mask = 1; mask < 32; mask <<= 1) {
     agreement += shuffle_xor(agreement, mask);
@@ -142,48 +189,14 @@ __global__ void __launch_bounds__(kLossThreads) finish_loss_kernel(const FinishL
     prior += shuffle_xor(prior, mask);
   }
   if (lane != 0) return;
-  const double invariance = log(double(a.num_codes)) - kLn2 * agreement / double(a.total);
+  if (a.prior_sum != nullptr) {
+    *a.prior_sum = prior;
+    return;
+  }
+  const double invariance = log(double(a.total_codes)) - agreement / double(a.total);
   a.out[0] = float(prior / 2 + a.beta * invariance);
   a.out[1] = float(invariance);
   a.out[2] = float(prior / 2);
-}
-
-// A thread per coordinate of a row, or of a pair of rows for the loss. Grid (rows of a view, 128 coordinates).
-template <Result kResult>
-__global__ void __launch_bounds__(kThreads) finish_sums_kernel(const FinishSums a) {
-  constexpr int kViews = kResult == Result::kLossGradient ? 2 : 1;
-  const int64_t split_stride = 2 * a.rows * a.width;
-  const int32_t k = int32_t(blockIdx.y * kThreads + threadIdx.x);
-  if (k < a.codes.num_features) {
-    const int64_t place = a.place_of != nullptr ? a.place_of[k] : k;
-    double expected[kViews], pull[kViews], code[kViews];
-#pragma unroll
-    for (int view = 0; view < kViews; ++view) {
-      const int64_t row = int64_t(blockIdx.x) + view * a.per_view, at = row * a.width + place;
-      expected[view] = pull[view] = 0;
-      for (int split = 0; split < a.splits; ++split) {
-        const double* sums = a.sums + split * split_stride + at;
-        if (kResult != Result::kGivenWeights) expected[view] += sums[a.rows * a.width];
-        if (kResult != Result::kExpectedCode) pull[view] += sums[0];
-      }
-      if constexpr (kResult == Result::kGivenWeights) continue;
-      code[view] = code_sign(a.codes, a.code[row], k);
-      expected[view] = expected_coordinate(expected[view], a.shares[row].p, a.shares[row].inverse_mass, code[view]);
-    }
-#pragma unroll
-    for (int view = 0; view < kViews; ++view) {
-      const int64_t row = int64_t(blockIdx.x) + view * a.per_view;
-      double value = pull[view];
-      if constexpr (kResult == Result::kExpectedCode) value = expected[view];
-      if constexpr (kResult == Result::kGradient) value = pull[view] - a.shares[row].weight_sum * expected[view];
-      if constexpr (kResult == Result::kLossGradient) {
-        value = gradient_coordinate(pull[view] + a.shares[row].weight * code[view], a.shares[row].weight_sum,
-                                    expected[view], expected[kViews - 1 - view], a.beta);
-      }
-      float* const out = view == 0 ? a.out[0] : a.out[1];
-      out[int64_t(blockIdx.x) * a.codes.num_features + k] = float(a.scale * value);
-    }
-  }
 }
 
 struct RowResultArguments {
@@ -209,9 +222,19 @@ __global__ void __launch_bounds__(kThreads) finish_scores_kernel(const RowResult
 }  // namespace
 
 void merge_best(const Call& call, const float* best, const double* others, const int32_t* code, int parts, int32_t total,
-                bool first, bool last, int64_t num_codes, const RowState& state) {
+                bool first, bool last, int64_t total_codes, const RowState& state) {
   launch("merge_best", merge_best_kernel, blocks_for(total), kThreads, 0, call,
-         MergeBestArguments{best, others, code, parts, total, first, last, num_codes, state});
+         MergeBestArguments{best, others, code, parts, total, first, last, total_codes, state});
+}
+
+void write_row_sums(const Call& call, const RowState& state, int32_t total, const RowSums& out) {
+  launch("write_row_sums", write_row_sums_kernel, blocks_for(total), kThreads, 0, call,
+         RowSumsArguments{state, out, total, 0});
+}
+
+void read_row_sums(const Call& call, const RowSums& sums, int32_t total, int64_t total_codes, const RowState& state) {
+  launch("read_row_sums", read_row_sums_kernel, blocks_for(total), kThreads, 0, call,
+         RowSumsArguments{state, sums, total, total_codes});
 }
 
 void finish_columns(const Call& call, const FinishColumns& a) {
@@ -228,25 +251,23 @@ void finish_rows(const Call& call, const FinishRows& a) {
   launch("finish_rows", finish_rows_kernel, blocks_for(a.total), kThreads, 0, call, a);
 }
 
-void finish_loss(Call& call, const double* row_agreement, int32_t total, const double* prior, double beta,
-                 int64_t num_codes, float* out) {
-  double* const scratch = call.take<double>(2 * kLossThreads / 32);
-  launch("finish_loss", finish_loss_kernel, {1}, kLossThreads, 0, call,
-         FinishLossArguments{row_agreement, prior, total, beta, num_codes, out, scratch});
+void share_rows(const Call& call, const double* others, const RowScalars& scalars, int32_t total, double beta,
+                BestShare* shares) {
+  launch("share_rows", share_rows_kernel, blocks_for(total), kThreads, 0, call,
+         ShareRowsArguments{others, scalars, total, beta, shares});
 }
 
-void finish_sums(const Call& call, const FinishSums& a, Result result) {
-  const dim3 grid{unsigned(a.per_view), unsigned(ceil_div(a.codes.num_features, kThreads))};
-  switch (result) {
-    case Result::kLossGradient:
-      return launch("finish_sums", finish_sums_kernel<Result::kLossGradient>, grid, kThreads, 0, call, a);
-    case Result::kExpectedCode:
-      return launch("finish_sums", finish_sums_kernel<Result::kExpectedCode>, grid, kThreads, 0, call, a);
-    case Result::kGradient:
-      return launch("finish_sums", finish_sums_kernel<Result::kGradient>, grid, kThreads, 0, call, a);
-    case Result::kGivenWeights:
-      return launch("finish_sums", finish_sums_kernel<Result::kGivenWeights>, grid, kThreads, 0, call, a);
-  }
+void finish_loss(Call& call, const double* agreement, int32_t total, const double* prior, double beta,
+                 int64_t total_codes, float* out) {
+  double* const scratch = call.take<double>(2 * kLossThreads / 32);
+  launch("finish_loss", finish_loss_kernel, {1}, kLossThreads, 0, call,
+         FinishLossArguments{agreement, prior, total, beta, total_codes, out, nullptr, scratch});
+}
+
+void finish_prior(Call& call, const double* prior, double* out) {
+  double* const scratch = call.take<double>(2 * kLossThreads / 32);
+  launch("finish_prior", finish_loss_kernel, {1}, kLossThreads, 0, call,
+         FinishLossArguments{nullptr, prior, 0, 0, 0, nullptr, out, scratch});
 }
 
 void finish_logsumexp(const Call& call, const RowState& rows, int32_t total, float* out) {

@@ -12,7 +12,7 @@ constexpr int kThreads = 128;
 
 struct BlockSignsArguments {
   Codes codes;
-  int64_t first, blocks;
+  int64_t first, blocks;  // `first` of the whole dictionary
   const int32_t* coordinate_at;
   uint32_t* out;
 };
@@ -56,6 +56,7 @@ __global__ void __launch_bounds__(kThreads) code_bits_kernel(const CodeBitsArgum
   if (column >= a.columns) return;
   int64_t code = a.first + column / 32 * 32 + number_at(int(column % 32));
   if (code >= a.codes.num_codes) code = a.codes.num_codes - 1;
+  const uint64_t index = generated_index(a.codes, code);
   PhiloxWords words{};
   if (a.codes.kind == CodeKind::kPacked) {
     const int64_t per_code = (a.codes.num_features + 31) / 32;
@@ -63,11 +64,11 @@ __global__ void __launch_bounds__(kThreads) code_bits_kernel(const CodeBitsArgum
       words.word[i] = group * 4 + i < per_code ? a.codes.packed[code * per_code + group * 4 + i] : 0;
     }
   } else if (a.codes.kind == CodeKind::kRademacher) {
-    words = sign_words(a.codes.seed, kStreamRademacher, uint64_t(code), group);
+    words = sign_words(a.codes.seed, kStreamRademacher, index, group);
   } else {
-    const int64_t block = code >> a.codes.log2_block;
-    const uint32_t in_block = uint32_t(code - (block << a.codes.log2_block));
-    words = sign_words(a.codes.seed, kStreamHadamardSigns, uint64_t(block), group);
+    const uint64_t block = index >> a.codes.log2_block;
+    const uint32_t in_block = uint32_t(index - (block << a.codes.log2_block));
+    words = sign_words(a.codes.seed, kStreamHadamardSigns, block, group);
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
       for (uint32_t i = 0; i < 32 && group * 128 + w * 32 + i < a.codes.num_features; ++i) {
@@ -108,7 +109,7 @@ dim3 blocks_for(int64_t items) { return {unsigned(ceil_div(items, kThreads))}; }
 void block_signs(const Call& call, const Codes& codes, int64_t first, int64_t blocks, const int32_t* coordinate_at,
                  uint32_t* out) {
   launch("block_signs", block_signs_kernel, blocks_for(blocks << (codes.log2_block - 5)), kThreads, 0, call,
-         BlockSignsArguments{codes, first, blocks, coordinate_at, out});
+         BlockSignsArguments{codes, (codes.first_code >> codes.log2_block) + first, blocks, coordinate_at, out});
 }
 
 void code_bits(const Call& call, const Codes& codes, int64_t first, int64_t columns, int64_t width, uint32_t* out) {

@@ -2,7 +2,7 @@
 // code and all gradients are made (docs/mathematics.md; reference.cplearn_loss, expected_code and mean_assignment).
 //
 // A team goes over the blocks of one split. The row's best code is left out, and what it would have added is noted, for
-// rows_out.cu to put back in double precision. Float32 sums run over at most 32 blocks and are then added to doubles.
+// codes_out.cu to put back in double precision. Float32 sums run over at most 32 blocks and are then added to doubles.
 #pragma once
 
 #include "../formulas.h"

@@ -80,7 +80,9 @@ inline void loss_by_shards(const cplearn::Kernels& kernels, std::vector<Shard> s
   double agreement = 0, prior = 0;
   for (Shard& shard : shards) {
     shard.scalars.resize(scalars.size());
-    if (request.need_grad) shard.expected.resize(2 * size), shard.pull.resize(2 * size);
+    int64_t doubles = 0;
+    if (request.need_grad) kernels.shard_size(shard.codes, int64_t(n), doubles);
+    shard.expected.resize(size_t(doubles)), shard.pull.resize(size_t(doubles));
     cplearn::LossRequest own = request;
     if (own.prior_probs != nullptr) own.prior_probs += shard.start;
     cplearn::ShardSums sums = shard.sums(shard.scalars);

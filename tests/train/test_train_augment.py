@@ -38,6 +38,21 @@ def test_the_seed_decides(tiny_config, tmp_path, image):
     assert not torch.equal(views(config, images, 1)[0], views(config, images, 2)[0])
 
 
+@pytest.mark.parametrize("dataset", ["digits", "cifar10"])
+@pytest.mark.parametrize("n, first, last", [(12, 0, 5), (12, 5, 12), (12, 7, 8), (4, 2, 4)])
+def test_a_part_of_a_batch_gets_the_views_of_the_whole_one(tiny_config, tmp_path, dataset, n, first, last):
+    """To the last bit. Four is also the number of ways to change colours, whose order is not one per image."""
+    config = tiny_config(dataset=dataset, data_dir=tmp_path)
+    images = torch.randint(0, 256, (n, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    whole = views(config, images)
+    torch.manual_seed(0)
+    part = TwoViews(config)(images[first:last], first, n)
+    assert all(torch.equal(a, b[first:last]) for a, b in zip(part, whole))
+    torch.manual_seed(0)
+    alone = TwoViews(config)(images[first:last])
+    assert first == 0 or not torch.equal(alone[0], part[0]), "as if the part were the first rows of the batch"
+
+
 def test_nothing_switched_on_changes_nothing(tiny_config, image):
     first, second = views(tiny_config(**PLAIN), image[None])
     assert torch.equal(first[0], image.float() / 255) and torch.equal(second, first)

@@ -79,3 +79,7 @@ def test_differing_fields_names_both_values_and_ignores_places(tiny_config, tmp_
     (difference,) = differing_fields(stored, tiny_config(num_codes=128))
     assert all(word in difference for word in ("num_codes", "64", "128"))
     assert differing_fields({**stored, "gone": 1}, tiny_config())
+
+
+def test_another_number_of_threads_computes_the_same(tiny_config):
+    assert differing_fields(tiny_config(num_threads=1).to_dict(), tiny_config(num_threads=2)) == []

@@ -109,6 +109,19 @@ def test_any_step_is_a_good_place_to_stop(tiny_options, tmp_path, unbroken, monk
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (unbroken / "tiny" / "metrics.jsonl").read_bytes()
 
 
+def test_a_signal_during_the_last_checkpoint_is_not_lost(tiny_options, tmp_path, monkeypatch):
+    plain = checkpoint.save
+
+    def save(path, config, progress, *rest):
+        if progress.step == 6:
+            signal.raise_signal(signal.SIGTERM)
+        plain(path, config, progress, *rest)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    assert main(tiny_options) == 143
+    assert checkpoint.load(tmp_path / "run" / "checkpoint.pt")["progress"]["step"] == 6
+
+
 def test_metrics_behind_the_checkpoint_are_not_repeated(tiny_options, tmp_path, no_report):
     """As after a crash between the two files: the lines come again from the checkpoint."""
     assert main(tiny_options) == 0

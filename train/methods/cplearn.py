@@ -7,6 +7,7 @@ import math
 import cplearn_kernels as cpk
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from train.config import Config
@@ -37,6 +38,7 @@ def build_dictionary(config: Config) -> cpk.HadamardDictionary | cpk.RademacherD
 class CPLearn(nn.Module):
     """Backbone, head and loss of CPLearn.
 
+    With many processes each hands in its rows and computes with its share of the codes; the loss is that of all rows.
     Raises InputError, before any training, if the library rejects the dictionary, the temperature or the backend.
     """
 
@@ -49,7 +51,8 @@ class CPLearn(nn.Module):
             self.head = cpk.CPLearnHead(backbone.out_features, config.num_features, embedding=config.embedding)
             self.criterion = cpk.CPLearnLoss(
                 dictionary, beta=config.beta, prior=config.prior, embedding=config.embedding,
-                batch_size=config.batch_size, eps=config.eps, backend=config.backend)
+                batch_size=config.batch_size, eps=config.eps, backend=config.backend,
+                process_group="world" if dist.is_initialized() else None)
             # Two rows are enough to learn whether the backend runs here at all.
             rows = torch.eye(2, config.num_features, device=config.device)
             self.criterion(rows, rows)
