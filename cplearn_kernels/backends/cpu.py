@@ -119,10 +119,10 @@ class Shard:
         h = _rows(h)
         best, others = torch.empty(2, h.shape[0], dtype=torch.float64)
         code = torch.empty(h.shape[0], dtype=torch.int64)
-        out = (best.data_ptr(), others.data_ptr(), code.data_ptr())
+        out = tuple(map(_address, (best, others, code)))
         _core.row_sums(self._target, self._codes, h.data_ptr(), h.shape[0], self._temperature, out, _threads())
         self._views[view], self._code[view] = h, code
-        return _nan_where_not_finite(best, h), _nan_where_not_finite(others, h)
+        return best, others
 
     def combine(self, best, others, mine):
         """The same of all ranges; `mine` where the best code is the one that `row_sums` found here."""

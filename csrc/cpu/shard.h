@@ -11,6 +11,11 @@ static void row_sums(const Blocks& dictionary, const Batch& batch, double temper
   row_pass(dictionary, rows, run, sums);
   for (int64_t i = 0; i < batch.rows; ++i) {
     out.best[i] = sums.best[i], out.others[i] = sums.others[i], out.code[i] = sums.code[i];
+    if (rows.finite) continue;
+    const float* const row = batch.data + i * dictionary.num_features;
+    bool finite = true;
+    for (int64_t k = 0; k < dictionary.num_features; ++k) finite &= row[k] - row[k] == 0;
+    if (!finite) out.best[i] = out.others[i] = NAN;
   }
 }
 
