@@ -38,11 +38,39 @@ std::vector<float> same_for_all_threads(const std::string& what, int64_t count, 
 // mass, so that a gradient cancels down to little.
 double gradient_tolerance(const Codes& codes) { return codes.num_features <= 16 ? 5e-5 : 1e-5; }
 
-// (views, request, run, result): the loss in one piece, or by shards.
-using Loss = std::function<void(const Batch (&)[2], const LossRequest&, const Run&, LossResult&)>;
+// The loss in one piece, or by shards.
+struct Loss {
+  std::string name;
+  std::function<void(const Batch (&)[2], const LossRequest&, const Run&, LossResult&)> compute;
+};
 
-void check_loss(const std::string& what, Case& test, const Matrix& w, const Loss& loss) {
-  const int64_t f = test.codes.num_features, c = test.codes.num_codes, size = test.n * f;
+void check_loss(const Case& test, LossRequest request, const oracle::Loss& expected, const Loss& loss) {
+  const int64_t f = test.codes.num_features, size = test.n * f;
+  const Batch views[2] = {{test.h[0].data(), test.n}, {test.h[1].data(), test.n}};
+  double terms[2];
+  std::vector<float> got = same_for_all_threads(loss.name, 2 * size + 2, [&](const Run& run, float* out) {
+    LossResult result{0, 0, {out, out + size}};
+    loss.compute(views, request, run, result);
+    terms[0] = result.invariance, terms[1] = result.prior;
+    out[2 * size] = float(result.invariance), out[2 * size + 1] = float(result.prior);
+  });
+  got.resize(size_t(2 * size));
+  const double value = terms[1] + request.beta * terms[0];
+  const double right = expected.prior + request.beta * expected.invariance;
+  const double tolerance = (f <= 16 ? 5e-6 : 1e-6) * std::max(std::fabs(right), 1.0);
+  require(std::fabs(value - right) <= tolerance, loss.name + ": value");
+  std::vector<double> grads = expected.grad[0].data;
+  grads.insert(grads.end(), expected.grad[1].data.begin(), expected.grad[1].data.end());
+  const double floor = 1e-2 * std::sqrt(double(f) / double(test.n)) / (2 * test.temperature);
+  compare(loss.name + ": gradient", got, grads, gradient_tolerance(test.codes), floor);
+  request.need_grad = false;
+  LossResult without{0, 0, {nullptr, nullptr}};
+  loss.compute(views, request, {2, nullptr}, without);
+  require(without.invariance == terms[0] && without.prior == terms[1], loss.name + ": depends on need_grad");
+}
+
+void check_losses(Case& test, const Kernels& kernels, const Matrix& w) {
+  const int64_t f = test.codes.num_features, c = test.codes.num_codes;
   const Matrix h[2] = {oracle::from_floats(test.h[0], f), oracle::from_floats(test.h[1], f)};
   std::vector<float> q;
   for (int64_t j = 0; j < c; ++j) q.push_back(float(std::exp(test.normal())));
@@ -51,30 +79,16 @@ void check_loss(const std::string& what, Case& test, const Matrix& w, const Loss
   for (float& value : q) value = float(value / total);
   for (int prior = 0; prior < 2; ++prior) {
     const double betas[] = {0, 0.5, 1, 3};
-    LossRequest request{test.temperature, betas[test.below(4)], Prior(prior), test.below(2) ? q.data() : nullptr, true};
+    const float* const prior_probs = test.below(2) ? q.data() : nullptr;
+    const LossRequest request{test.temperature, betas[test.below(4)], Prior(prior), prior_probs, true};
     const oracle::Loss expected = oracle::loss(h, w, request);
-    const Batch views[2] = {{test.h[0].data(), test.n}, {test.h[1].data(), test.n}};
-    double terms[2];
-    const auto run_loss = [&](const Run& run, float* out) {
-      LossResult result{0, 0, {out, out + size}};
-      loss(views, request, run, result);
-      terms[0] = result.invariance, terms[1] = result.prior;
-      out[2 * size] = float(result.invariance), out[2 * size + 1] = float(result.prior);
-    };
-    std::vector<float> got = same_for_all_threads(what, 2 * size + 2, run_loss);
-    got.resize(size_t(2 * size));
-    const double value = terms[1] + request.beta * terms[0];
-    const double right = expected.prior + request.beta * expected.invariance;
-    const bool few = f <= 16;
-    require(std::fabs(value - right) <= (few ? 5e-6 : 1e-6) * std::max(std::fabs(right), 1.0), what + ": value");
-    std::vector<double> grads = expected.grad[0].data;
-    grads.insert(grads.end(), expected.grad[1].data.begin(), expected.grad[1].data.end());
-    const double floor = 1e-2 * std::sqrt(double(f) / double(test.n)) / (2 * test.temperature);
-    compare(what + ": gradient", got, grads, gradient_tolerance(test.codes), floor);
-    request.need_grad = false;
-    LossResult without{0, 0, {nullptr, nullptr}};
-    loss(views, request, {2, nullptr}, without);
-    require(without.invariance == terms[0] && without.prior == terms[1], what + ": depends on need_grad");
+    check_loss(test, request, expected, {"cplearn_loss", [&](auto& views, auto& asked, auto& run, auto& result) {
+      kernels.cplearn_loss(test.codes, views, asked, run, result);
+    }});
+    const std::vector<Shard> shards = random_shards(test);
+    check_loss(test, request, expected, {"loss by shards", [&](auto& views, auto& asked, auto& run, auto& result) {
+      loss_by_shards(kernels, shards, views, asked, run, result);
+    }});
   }
 }
 
@@ -249,13 +263,7 @@ int main(int argc, char** argv) {
         Case test(seed + uint32_t(i));
         where = "seed " + std::to_string(seed + uint32_t(i)) + ": " + test.describe();
         const Matrix w = oracle::dense(test.codes);
-        check_loss("cplearn_loss", test, w, [&](auto& views, auto& request, auto& run, auto& result) {
-          kernels->cplearn_loss(test.codes, views, request, run, result);
-        });
-        const std::vector<Shard> shards = random_shards(test);
-        check_loss("loss by shards", test, w, [&](auto& views, auto& request, auto& run, auto& result) {
-          loss_by_shards(*kernels, shards, views, request, run, result);
-        });
+        check_losses(test, *kernels, w);
         check_rows(test, *kernels, w);
         ++passed;
       }
