@@ -256,8 +256,9 @@ def main(arguments: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--only", nargs="+", choices=SECTIONS, help="sections to measure (all)")
     add("--codes", nargs="+", type=positive, default=[1 << 17, 1 << 20, 1 << 22], metavar="C", help="of the speed")
-    add("--traffic-codes", nargs="+", type=positive, default=[1 << 14, 1 << 18, 1 << 22], metavar="C")
-    add("--world", nargs="+", type=ranks_given, default=[2, 4, 8], help="ranks of traffic, and up to 4 of links (2 4 8)")
+    add("--traffic-codes", nargs="+", type=positive, default=[1 << 14, 1 << 18, 1 << 22], metavar="C",
+        help="of the traffic (2^14 2^18 2^22)")
+    add("--world", nargs="+", type=ranks_given, default=[2, 4, 8], help="ranks of traffic; up to 4 of links (2 4 8)")
     add("--rounds", type=positive, default=9, help="of the speed (9)")
     add("--steps", type=positive, default=5, help="counted steps of a traffic case; twice as many of links (5)")
     add("--backend", help="the library's backend; the fastest unless given")

@@ -83,7 +83,8 @@ def links_table(record: Mapping[str, Any]) -> str:
                      f"{row['predicted'] / measured:.2f}" if limited else "", f"{1e3 * row['from_one']:.3g}",
                      f"{row['from_one'] / measured:.2f}"])  # fmt: skip
     return markdown(["ranks", "N", "f", "c", "rate of each rank", "reached", "delay, ms", "measured, ms",
-                     "predicted, ms", "predicted / measured", "from one process, ms", "from one / measured"], rows)  # fmt: skip
+                     "predicted, ms", "predicted / measured", "from one process, ms", "from one / measured"],
+                    rows)  # fmt: skip
 
 
 def table(record: Mapping[str, Any]) -> str:
