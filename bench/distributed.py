@@ -17,8 +17,8 @@ torch.distributed is counted instead and marked "hooks". Links: the same ranks w
                 "parts": {part: seconds}}],
      "traffic": [{"case", "world", "counted": "interface" or "hooks", "payload", "bytes", "packets": per rank and step,
                   "handed": {collective: bytes}, "formula", "formula_with_gloo"}],
-     "links": [{"case", "world", "rate", "reached", "delay", "seconds": spread, "unlimited", "pass_1", "alone": seconds measured,
-                "predicted", "from_one"}],
+     "links": [{"case", "world", "rate", "reached", "delay", "seconds": spread, "unlimited", "pass_1", "alone": seconds
+                measured, "predicted", "from_one"}],
      "agreement": [{"world", "seconds_per_hop"}], "no_network": None or the reason, "bars": what `judge` returns}
 """
 
@@ -243,14 +243,22 @@ def positive(text: str) -> int:
     return number
 
 
+def ranks_given(text: str) -> int:
+    """A whole number of at least 2: one rank sends nothing."""
+    if (number := int(text)) < 2:
+        raise ValueError(text)
+    return number
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measures, prints, writes; status 1 if --require-bars finds a bar missed or not measured, 2 on bad input."""
     parser = argparse.ArgumentParser(prog="python -m bench.distributed", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--only", nargs="+", choices=SECTIONS, help="sections to measure (all)")
     add("--codes", nargs="+", type=positive, default=[1 << 17, 1 << 20, 1 << 22], metavar="C", help="of the speed")
-    add("--traffic-codes", nargs="+", type=positive, default=[1 << 14, 1 << 18, 1 << 22], metavar="C")
-    add("--world", nargs="+", type=positive, default=[2, 4, 8], help="ranks of traffic, and up to 4 of links (2 4 8)")
+    add("--traffic-codes", nargs="+", type=positive, default=[1 << 14, 1 << 18, 1 << 22], metavar="C",
+        help="of the traffic (2^14 2^18 2^22)")
+    add("--world", nargs="+", type=ranks_given, default=[2, 4, 8], help="ranks of traffic; up to 4 of links (2 4 8)")
     add("--rounds", type=positive, default=9, help="of the speed (9)")
     add("--steps", type=positive, default=5, help="counted steps of a traffic case; twice as many of links (5)")
     add("--backend", help="the library's backend; the fastest unless given")

@@ -82,8 +82,9 @@ def links_table(record: Mapping[str, Any]) -> str:
                      f"{1e3 * row['predicted']:.3g}" if limited else "",
                      f"{row['predicted'] / measured:.2f}" if limited else "", f"{1e3 * row['from_one']:.3g}",
                      f"{row['from_one'] / measured:.2f}"])  # fmt: skip
-    return markdown(["ranks", "N", "f", "c", "rate of each rank", "reached", "delay, ms", "measured, ms", "predicted, ms",
-                     "predicted / measured", "from one process, ms", "from one / measured"], rows)  # fmt: skip
+    return markdown(["ranks", "N", "f", "c", "rate of each rank", "reached", "delay, ms", "measured, ms",
+                     "predicted, ms", "predicted / measured", "from one process, ms", "from one / measured"],
+                    rows)  # fmt: skip
 
 
 def table(record: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ MEASURED: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "traffic": distributed_tables.traffic_table, "links": distributed_tables.links_table,
     "hops": distributed_tables.hops_text,
 }  # fmt: skip
-_TABLE = re.compile(r"(<!-- table: ([a-z ]+) -->\n).*?(\n<!-- end of table -->)", re.DOTALL)
+_TABLE = re.compile(r"(<!-- table: ([a-z ]+) -->\n)(?:(?!<!--).)*?(<!-- end of table -->)", re.DOTALL)
 
 
 def filled(text: str, record: Mapping[str, Any]) -> str:
@@ -41,7 +41,7 @@ def filled(text: str, record: Mapping[str, Any]) -> str:
         name = found[2]
         if name not in TABLES and name not in MEASURED:
             raise ResultsError(f"table {name!r}; expected one of {', '.join((*TABLES, *MEASURED))}")
-        return found[1] + (TABLES[name]() if name in TABLES else MEASURED[name](record)) + found[3]
+        return found[1] + (TABLES[name]() if name in TABLES else MEASURED[name](record)) + "\n" + found[3]
 
     return _TABLE.sub(made, text)
 
