@@ -19,7 +19,7 @@ torch.distributed is counted instead and marked "hooks". Links: the same ranks w
                   "handed": {collective: bytes}, "formula", "formula_with_gloo"}],
      "links": [{"case", "world", "rate", "reached", "delay", "seconds": spread, "unlimited", "pass_1", "alone": seconds
                 measured, "predicted", "from_one"}],
-     "agreement": [{"world", "seconds_per_hop"}], "no_network": None or the reason, "bars": what `judge` returns}
+     "agreement": [{"world", "seconds"}], "no_network": None or the reason, "bars": what `judge` returns}
 """
 
 from __future__ import annotations
@@ -130,18 +130,18 @@ def traffic(cases, worlds: Sequence[int], steps: int, backend: str | None, on_wi
 
 
 def links(cases, worlds, limits, steps: int, backend: str | None, say) -> tuple[list[dict[str, Any]], list[dict]]:
-    """Seconds of a step behind slow links beside two predictions; and seconds per hop of the agreement without.
+    """Seconds of a step behind slow links beside two predictions; and seconds of the agreement without.
 
     One prediction begins with the same ranks' step without limits, the other with one process alone, whose time is
     divided by the ranks that have a core.
     """
-    rows, hops = [], []
+    rows, agreements = [], []
     alone = [statistics.median(found) for found in _alone(cases, steps, backend)]
     for world in worlds:
         say(f"links: {world} ranks, no limit")
         free = ranks.measure(cases, world=world, steps=steps, backend=backend)
         agreement = statistics.median(rank["parts"]["agreement"] / steps for found in free for rank in found["ranks"])
-        hops.append({"world": world, "seconds_per_hop": agreement / (world - 1)})
+        agreements.append({"world": world, "seconds": agreement})
         for rate, delay in ((None, 0.0), *limits):
             if rate or delay:
                 say(f"links: {world} ranks, {rate} bit/s, {delay} s")
@@ -159,7 +159,7 @@ def links(cases, worlds, limits, steps: int, backend: str | None, say) -> tuple[
                     "pass_1": pass_1, "predicted": behind_links(shape, base, reached, delay, pass_1), "alone": of_one,
                     "from_one": behind_links(shape, of_one / min(world, os.cpu_count()), reached, delay, pass_1),
                 })  # fmt: skip
-    return rows, hops
+    return rows, agreements
 
 
 def _alone(cases: Sequence[Mapping[str, Any]], steps: int, backend: str | None) -> list[list[float]]:

@@ -97,15 +97,15 @@ def table(record: Mapping[str, Any]) -> str:
     if record["no_network"]:
         blocks.append(f"No bytes were counted on a wire: {record['no_network']}")
     if record["agreement"]:
-        blocks.append(hops_text(record))
+        blocks.append(agreement_text(record))
     blocks.append(bars_text(record))
     return "\n\n".join(blocks)
 
 
-def hops_text(record: Mapping[str, Any]) -> str:
-    """What a hop of the agreement takes where links have no limit."""
-    hops = (f"{1e6 * entry['seconds_per_hop']:.0f} µs with {entry['world']} ranks" for entry in record["agreement"])
-    return f"A hop of the agreement, links without limits: {', '.join(hops)}."
+def agreement_text(record: Mapping[str, Any]) -> str:
+    """What the agreement takes where links have no limit."""
+    found = (f"{1e6 * entry['seconds']:.0f} µs with {entry['world']} ranks" for entry in record["agreement"])
+    return f"The agreement, links without limits: {', '.join(found)}."
 
 
 def bars_text(record: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ MEASURED: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "origin": distributed_tables.origin, "bars": distributed_tables.bars_text,
     "speed": distributed_tables.speed_table, "speed parts": distributed_tables.parts_table,
     "traffic": distributed_tables.traffic_table, "links": distributed_tables.links_table,
-    "hops": distributed_tables.hops_text,
+    "agreement": distributed_tables.agreement_text,
 }  # fmt: skip
 _TABLE = re.compile(r"(<!-- table: ([a-z ]+) -->\n)(?:(?!<!--).)*?(<!-- end of table -->)", re.DOTALL)
 

@@ -51,8 +51,10 @@ class Cluster:
     cards_per_node: int = 8
     # Starting a message to a network card (getNetOverhead in tuning.cc, Intel's processors).
     message: float = 1.0 * US
-    # One hop of gloo's ring over TCP, two deliveries and the wakening of two threads: assumed, see the measured links.
+    # A message over TCP, two deliveries and the wakening of two threads; and the work on each further one that a rank
+    # sends and receives meanwhile: assumed, see the measured links.
     tcp_hop: float = 50 * US
+    tcp_message: float = 5 * US
 
     def nodes(self, world: int) -> int:
         return -(-world // self.per_node)
@@ -111,9 +113,9 @@ class Cluster:
         latency = p.outside_ring if outside else p.inside_ring
         return p.start_ring + latency + max(inside, outside, (world - 1) * self.message)
 
-    def gloo_all_gather(self, world: int) -> float:
-        """Seconds of the few integers that all ranks compare, on CPU tensors: a ring over TCP."""
-        return (world - 1) * self.tcp_hop
+    def gloo_exchange(self, world: int) -> float:
+        """Seconds of the few integers that all ranks compare, on CPU tensors: everyone to everyone over TCP."""
+        return self.tcp_hop + (world - 1) * self.tcp_message
 
     # ---- the same, simulated, with ranks that are ready at different times ----
 
@@ -135,6 +137,9 @@ class Cluster:
         links = (p.inside_ring, self.nvlink), (p.outside_ring, self.card)
         return simulation.all_to_all(ready, self.per_node, *links, size, self.message) + p.start_ring
 
-    def simulate_gloo_all_gather(self, ready: np.ndarray) -> np.ndarray:
+    def simulate_gloo_exchange(self, ready: np.ndarray) -> np.ndarray:
+        """Each rank sends one message after the other, beginning with the next rank, and needs those of all."""
         world = len(ready)
-        return simulation.ring(ready, simulation.Links.even(world, self.tcp_hop, math.inf), world - 1, 0.0)
+        sent = ready[:, None] + np.arange(world) * self.tcp_message
+        arrives = np.array([sent[(rank - np.arange(world)) % world, np.arange(world)] for rank in range(world)])
+        return np.maximum(ready, (arrives + self.tcp_hop).max(1))

@@ -1,8 +1,8 @@
 """How much each rank of a sharded loss sends, waits, keeps and computes: formulas in N, f, c and the number of ranks.
 
 N counts the rows of one view on all ranks together. Bytes are those of the algorithms that gloo and NCCL use for large
-messages: rings for all-gather and all-reduce, everyone to everyone for the exchange of gradients. Each rank receives
-what it sends.
+messages: rings for all-gather and all-reduce, everyone to everyone for the agreement and the gradients. Each rank
+receives what it sends.
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ def gloo_messages(shape: Shape) -> int:
     """Messages that each rank sends: gloo cuts each part of a ring in two, and parts of an all-reduce at 1 MiB."""
     steps, found = shape.world - 1, 0
     for term, size in sizes(shape).items():
-        if term == "gradients":
+        if term in ("agreement", "gradients"):
             found += steps
-        elif term in ("agreement", "rows"):
-            found += 2 * steps * (2 if term == "rows" else 1)
+        elif term == "rows":
+            found += 4 * steps
         else:
             found += 2 * steps * max(2, -(-size // shape.world // _GLOO_SEGMENT))
     return found
@@ -95,7 +95,7 @@ def gloo_delays(shape: Shape) -> dict[str, int]:
     hop = 2 * (shape.world - 1)
     if shape.world == 1:
         return dict.fromkeys(TERMS, 0)
-    return {"agreement": hop, "rows": hop, "best logits": 2 * hop, "sums": 2 * hop, "scalars": 2 * hop, "gradients": 2}
+    return {"agreement": 2, "rows": hop, "best logits": 2 * hop, "sums": 2 * hop, "scalars": 2 * hop, "gradients": 2}
 
 
 def mean_assignment_sent(shape: Shape) -> float:

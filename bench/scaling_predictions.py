@@ -103,7 +103,7 @@ def predict(shape: Shape, cluster: Cluster | None = None, rate: float | None = N
     one_view = cluster.all_gather(world, sizes["rows"] / 2)[0]
     hidden = min(one_view, work.pass_1 / 2)
     if agree_by == "gloo":
-        agreement = cluster.gloo_all_gather(world)
+        agreement = cluster.gloo_exchange(world)
     else:
         agreement = cluster.all_gather(world, sizes["agreement"])[0]
     back = cluster.all_to_all if gradients_by == "all-to-all" else cluster.reduce_scatter
@@ -124,7 +124,7 @@ def simulate(shape: Shape, jitter: float = SIMULATED_JITTER, cluster: Cluster | 
     def after(ready: np.ndarray, seconds: float) -> np.ndarray:
         return ready + jittered(seconds, world, jitter, generator)
 
-    ready = cluster.simulate_gloo_all_gather(np.zeros(world))
+    ready = cluster.simulate_gloo_exchange(np.zeros(world))
     first = cluster.simulate_all_gather(ready, sizes["rows"] / 2)
     second = cluster.simulate_all_gather(first, sizes["rows"] / 2)
     ready = after(np.maximum(after(first, work.pass_1 / 2), second), work.pass_1 / 2)

@@ -134,8 +134,12 @@ class Ranks:
         """
         if not self._met:
             self._meet()
-        mine = torch.tensor(numbers, dtype=torch.int64, device="cpu" if self._on_cpu else device)
-        return self.gather(mine)().view(self.world, -1).tolist()
+        if self._on_cpu:
+            # Everyone to everyone, in one hop: gloo's all-gather is a ring and takes world - 1.
+            everyones = self.exchange([[torch.tensor(numbers)]] * self.world)
+        else:
+            everyones = self.gather(torch.tensor(numbers, device=device))()
+        return everyones.tolist()
 
     # ---- collectives ----
 

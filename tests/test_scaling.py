@@ -75,8 +75,8 @@ def test_bytes_of_a_case_counted_by_hand():
     sent = formulas.sent(Shape(8, 4, 100, 2, 4, row_scalars=3))
     assert sent == {"agreement": 128, "rows": 2 * 4 * 16, "best logits": 16 * 8, "sums": 32 * 8,
                     "scalars": (16 * 3 + 1) * 8, "gradients": 2 * 4 * 16}  # fmt: skip
-    assert formulas.gloo_messages(Shape(8, 4, 100, 2)) == 19
-    # Asked and sent: 2 delays a hop; two hops of an all-reduce, one of a gather, and the exchange.
+    assert formulas.gloo_messages(Shape(8, 4, 100, 2)) == 18
+    # Asked and sent: 2 delays a hop; two hops of an all-reduce, one of a gather, and of the two exchanges.
     assert sum(formulas.gloo_delays(Shape(8, 4, 100, 2)).values()) == 18
 
 
