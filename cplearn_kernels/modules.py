@@ -130,8 +130,13 @@ class CPLearnLoss(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"{self.dictionary!r}, temperature={self.temperature:.6g}, beta={self.beta}, prior={self.prior!r}, "
-            f"backend={self.backend!r}"
+            f"backend={self.backend!r}{self._group_repr()}"
         )
+
+    def _group_repr(self) -> str:
+        if self.process_group is None:
+            return ""
+        return f", process_group={ranks.name_of(self.process_group)!r}, rows={self.rows!r}"
 
     def _apply(self, fn, *args, **kwargs):
         prior_probs = self.prior_probs

@@ -145,24 +145,25 @@ class Ranks:
 
     def gather(self, tensor: torch.Tensor):
         """Start to gather equal tensors of all ranks; the result, called, waits and gives `(world, *shape)`."""
-        # As bytes: every backend moves those, whatever it can do with half precision.
-        tensor = tensor.contiguous()
+        device, tensor = tensor.device, self._movable(tensor.contiguous())
         everything = tensor.new_empty((self.world, *tensor.shape))
         # Its name since PyTorch 2.13, which warns of the older one.
         start = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        # As bytes: every backend moves those, whatever it can do with half precision.
         work = start(_bytes(everything), _bytes(tensor), group=self._group(), async_op=True)
 
         def result() -> torch.Tensor:
             self._wait(work, tensor)
-            return everything
+            return everything.to(device)
 
         return result
 
     def all_reduce(self, tensor: torch.Tensor, operation=None) -> torch.Tensor:
-        """`tensor`, reduced in place over all ranks: summed, unless another operation is given."""
+        """`tensor`, which may be overwritten, reduced over all ranks: summed, unless another operation is given."""
         operation = dist.ReduceOp.SUM if operation is None else operation
+        device, tensor = tensor.device, self._movable(tensor)
         self._wait(dist.all_reduce(tensor, operation, group=self._group(), async_op=True), tensor)
-        return tensor
+        return tensor.to(device)
 
     def exchange(self, parts: list[list[torch.Tensor]]) -> torch.Tensor:
         """What each rank has for this one, by rank and flat, `(world, numbers)`.
@@ -170,13 +171,20 @@ class Ranks:
         `parts[r]`, one tensor after the other, goes to rank r. All ranks send this one as many numbers as it does.
         """
         sizes = [sum(tensor.numel() for tensor in part) for part in parts]
-        sent = torch.cat([tensor.flatten() for part in parts for tensor in part])
+        everything = torch.cat([tensor.flatten() for part in parts for tensor in part])
+        sent = self._movable(everything)
         received = sent.new_empty(self.world, sizes[self.rank])
         work = dist.all_to_all_single(
             received.flatten(), sent, [sizes[self.rank]] * self.world, sizes, group=self._group(), async_op=True
         )
         self._wait(work, sent)
-        return received
+        return received.to(everything.device)
+
+    def _movable(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor`, on the CPU if it is on a GPU whose backend is gloo, which exchanges CPU tensors alone."""
+        if tensor.device.type == "cpu" or self._group()._get_backend(tensor.device).name() != "gloo":
+            return tensor
+        return tensor.cpu()
 
     # ---- trouble ----
 
@@ -280,8 +288,9 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 def _timeout(group) -> float:
     """The group's timeout in seconds."""
-    backend = group._get_backend(group._device_types[0])
-    return backend.options._timeout.total_seconds()
+    options = getattr(group._get_backend(group._device_types[0]), "options", None)
+    # Of a backend that does not tell: PyTorch's default.
+    return (options._timeout if options else dist.default_pg_timeout).total_seconds()
 
 
 def _listed(ranks: list[int]) -> str:
