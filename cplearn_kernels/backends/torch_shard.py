@@ -52,9 +52,13 @@ class Shard:
         self._views = None
 
     def keep_row_sums(self, *views):
-        """`row_sums` of each view and `combine` where one range is all there is."""
-        best, others = (torch.cat(part) for part in zip(*map(self.row_sums, range(len(views)), views), strict=True))
-        self.combine(best, others, torch.ones_like(best, dtype=torch.bool))
+        """`row_sums` of all views at once and `combine`, where one range is all there is."""
+        h = torch.cat(views)
+        with exact(h):
+            self._result_dtype = result_dtype(h)
+            sums = RowSums(scaled_rows(h, self.dictionary, self.temperature), self.dictionary)
+            self._h, self._rows = sums.scaled, [sums.scaled]
+            self._best, self._others, self._code = sums.best, sums.others, sums.code
 
     def mean_assignment(self):
         """p̄ of the range's codes over all rows of the one view."""
@@ -119,7 +123,7 @@ class Shard:
             return (grad / (self._h.shape[0] * self.temperature)).to(self._result_dtype)
 
     def _lead(self, codes):
-        # View by view as in pass 1: a product of another shape may round another way, and the best code's lead is 0.
+        # In the parts of pass 1: a product of another shape may round another way, and the best code's lead is 0.
         return torch.cat([h @ codes.to(h) for h in self._rows]) - self._best[:, None]
 
 
