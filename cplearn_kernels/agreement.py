@@ -56,10 +56,12 @@ def agree(ranks: Ranks, call: Call, device: torch.device) -> tuple[list[int], bo
         RankFailure: a rank failed, died or did not come.
     """
     calls = ranks.compare(call.numbers(), device)
+    if len({numbers[0] for numbers in calls}) > 1:
+        calls = [numbers[:1] for numbers in calls]  # other functions have other arguments
     free = {_NEED_GRAD, _NUM_ROWS} if call.layout == "sharded" else {_NEED_GRAD}
     different = [
-        f"{name} was {_values(values, show)}"
-        for i, ((name, show), values) in enumerate(zip(_FIELDS, zip(*calls, strict=True), strict=True))
+        f"{name} was {_values(values, show, ranks.names)}"
+        for i, ((name, show), values) in enumerate(zip(_FIELDS, zip(*calls, strict=True), strict=False))
         if len(set(values)) > 1 and i not in free
     ]
     if different:
@@ -96,11 +98,11 @@ _FIELDS = (
 _NUM_ROWS, _NEED_GRAD = 14, 15
 
 
-def _values(values, show) -> str:
+def _values(values, show, names) -> str:
     """'0.3 on ranks 0, 1 and 0.31 on rank 2'."""
     by_value: dict[int, list[str]] = {}
-    for rank, value in enumerate(values):
-        by_value.setdefault(value, []).append(str(rank))
+    for name, value in zip(names, values, strict=True):
+        by_value.setdefault(value, []).append(str(name))
     return " and ".join(
         f"{show(value)} on rank{'s' if len(who) > 1 else ''} {', '.join(who)}" for value, who in by_value.items()
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from . import agreement, distributed, ops, ranks, reference, validation
+from . import agreement, distributed, ops, process_groups, reference, validation
 from .backends import check_name
 from .dictionary import Dictionary
 
@@ -95,7 +95,7 @@ def cplearn_loss(
         )  # fmt: skip
     loss, invariance, prior_value, _, _ = ops.call_loss(
         h1, h2, prior_probs, *ops.dictionary_arguments(dictionary), temperature, beta, prior, need_grad, backend or "",
-        ranks.name_of(process_group), rows,
+        process_groups.name_of(process_group), rows,
     )  # fmt: skip
     if return_terms:
         return loss, {"invariance": invariance.detach(), "prior": prior_value.detach()}
@@ -193,8 +193,9 @@ def mean_assignment(
         call = agreement.Call("mean_assignment", backend, dictionary, h.dtype, rows, h.shape[0], temperature)
         (h,) = _everyones_rows(process_group, call, [h])
         return reference.mean_assignment(h, dictionary, temperature=temperature)
+    group = process_groups.name_of(process_group)
     return ops.mean_assignment_over_ranks(
-        h, *ops.dictionary_arguments(dictionary), temperature, backend or "", ranks.name_of(process_group), rows
+        h, *ops.dictionary_arguments(dictionary), temperature, backend or "", group, rows
     )[0]
 
 
@@ -244,28 +245,28 @@ def assign(
             call = agreement.Call("assign", backend, dictionary, h.dtype, rows, h.shape[0], top_k=top_k)
             _everyones_rows(process_group, call, [])
             return reference.assign(h, dictionary, top_k=top_k)
-    return ops.assign(
-        h.detach(), *ops.dictionary_arguments(dictionary), top_k, backend or "", ranks.name_of(process_group), rows
-    )
+    group = process_groups.name_of(process_group)
+    return ops.assign(h.detach(), *ops.dictionary_arguments(dictionary), top_k, backend or "", group, rows)
 
 
 def _checked(check, process_group, rows):
     """What `check()` returns; with a process group its error is reported to the ranks that wait for this one."""
-    validation.check_rows(rows)
     if process_group is None or torch.compiler.is_compiling():
+        validation.check_rows(rows)
         return check()
-    ranks.check(process_group)
+    process_groups.check(process_group)
     try:
+        validation.check_rows(rows)
         return check()
-    except (TypeError, ValueError):
-        with ranks.of(process_group).call():
+    except BaseException:
+        with process_groups.of(process_group).call():
             raise
 
 
 @torch.compiler.disable
 def _everyones_rows(process_group, call, views):
-    with ranks.of(process_group).call():
-        return distributed.everyones_rows(ranks.of(process_group), call, views)
+    with process_groups.of(process_group).call():
+        return distributed.everyones_rows(process_groups.of(process_group), call, views)
 
 
 def _unary(name, h, dictionary, temperature, backend):

@@ -15,9 +15,10 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from . import distributed, ranks, validation
+from . import distributed, process_groups, validation
 from .backends import select
 from .dictionary import Dictionary, rebuild
+from .ranks import Ranks
 
 _LIBRARY = torch.library.Library("cplearn_kernels", "DEF")
 _TWO_63 = 1 << 63
@@ -33,7 +34,7 @@ def _dictionary(weight, signs, kind, num_features, num_codes, seed) -> Dictionar
     return rebuild(kind, num_features, num_codes, seed % (1 << 64), weight, signs)
 
 
-def _select(backend: str, function: str, dictionary: Dictionary, h: Tensor, others: Optional[ranks.Ranks] = None):
+def _select(backend: str, function: str, dictionary: Dictionary, h: Tensor, others: Optional[Ranks] = None):
     if others is not None:
         dictionary = distributed.largest_range(dictionary, others.world)
     return select(backend or None, function, dictionary, h)
@@ -93,7 +94,7 @@ def _loss(
 @contextlib.contextmanager
 def _over_ranks(group: str, h: Tensor):
     """The ranks of the group that `group` names, None if there is one process; an error inside is reported to them."""
-    others = ranks.named(group) if group else None
+    others = process_groups.named(group) if group else None
     if others is None or others.world == 1:
         yield None
         return

@@ -18,7 +18,6 @@ import weakref
 import torch
 import torch.distributed as dist
 
-WORLD = "world"
 # How often a waiting rank looks for reports of others. Without trouble nobody ever looks.
 _POLL = datetime.timedelta(seconds=1)
 # How long survivors wait for each other before they call a rank missing, beyond twice the call's time so far.
@@ -26,102 +25,63 @@ _ROLL_CALL_SECONDS = 5.0
 _WARN_SECONDS = 30.0
 _PREFIX = "cplearn_kernels"
 
-_ranks: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-
 
 class RankFailure(RuntimeError):
     """A rank reported an error, died or did not come; the sentence names it. Raised on every rank that is left."""
 
 
-def check_kind(process_group) -> None:
-    """Raise unless `process_group` is None, "world" or a group that this process belongs to.
-
-    Raises:
-        TypeError, ValueError: something else, or a group that has no place for this process.
-    """
-    if process_group is None or (isinstance(process_group, str) and process_group == WORLD):
-        return
-    if isinstance(process_group, str):
-        raise ValueError(f'process_group: expected a ProcessGroup, "world" or None, got {process_group!r}')
-    if not dist.is_available():
-        raise ValueError("process_group: this PyTorch was built without torch.distributed, expected None")
-    if process_group is dist.GroupMember.NON_GROUP_MEMBER:
-        raise ValueError("process_group: this process is no member of the group, expected one that it belongs to")
-    if not isinstance(process_group, dist.ProcessGroup):
-        raise TypeError(
-            'process_group: expected a ProcessGroup, "world" or None (a DeviceMesh gives a group by get_group()), got '
-            f"{type(process_group).__name__}"
-        )
-
-
-def check(process_group) -> None:
-    """`check_kind`, and that the group can be used now.
-
-    Raises:
-        ValueError: torch.distributed is not initialised, or the group was destroyed.
-    """
-    check_kind(process_group)
-    if not dist.is_available() or not dist.is_initialized():
-        raise ValueError(
-            "process_group: torch.distributed is not initialised, expected init_process_group() before the first call"
-        )
-    if not isinstance(process_group, str):
-        try:
-            dist.get_rank(process_group)
-        except (ValueError, RuntimeError):
-            raise ValueError("process_group: the group was destroyed, expected one that is initialised") from None
-
-
-def name_of(process_group) -> str:
-    """What stands for a group in an operator's arguments: its name, "world" for the default group, "" for None."""
-    if process_group is None or isinstance(process_group, str):
-        return process_group or ""
-    return process_group.group_name
-
-
-def named(name: str) -> Ranks:
-    """The ranks of the group that `name_of` named."""
-    check(WORLD)
-    if name == WORLD:
-        return of(WORLD)
-    try:
-        return of(torch._C._distributed_c10d._resolve_process_group(name))
-    except RuntimeError:
-        raise ValueError(f"process_group: there is no group {name!r} (any more), expected an initialised one") from None
-
-
-def of(process_group) -> Ranks:
-    """The ranks of a group ("world": of the default group), the same object in every call."""
-    if process_group == WORLD:
-        process_group = dist.group.WORLD
-    if process_group not in _ranks:
-        _ranks[process_group] = Ranks(process_group)
-    return _ranks[process_group]
+class Disagreement(ValueError):
+    """Ranks passed different arguments; raised on every rank, with the same sentence."""
 
 
 class Ranks:
-    """The ranks of one group; `rank` and `world` are this process's number in it and their count."""
+    """The ranks of one group.
+
+    Attributes:
+        rank, world: this process's number in the group, and their count.
+        names: the ranks' numbers among all processes, by which messages call them.
+    """
 
     def __init__(self, group: dist.ProcessGroup):
         self._group = weakref.ref(group)
         self.rank, self.world = dist.get_rank(group), dist.get_world_size(group)
         self._store = dist.distributed_c10d._get_process_group_store(group)
         self._on_cpu = "cpu" in {device.type for device in group._device_types}
-        self._calls, self._met, self._began = 0, False, time.monotonic()
+        self.names = dist.get_process_group_ranks(group)
+        # Calls that this process has entered, and what made one of them fail after it had begun to send.
+        self._calls, self._broken = 0, None
+        self._met, self._sending = False, False
+        self._began, self._waited = 0.0, 0.0
 
     # ---- one call of a function, from its checks to its last collective ----
 
     @contextlib.contextmanager
     def call(self):
-        """All of a function's work on this rank: an error in it is reported to the ranks that wait for this one."""
+        """All of a function's work on this rank: an error in it is reported to the ranks that wait for this one.
+
+        Ranks that all fail before anything is sent, as in a check, stay in step. After any other failure the group is
+        of no more use: messages of the call that failed may still be under way in it.
+
+        Raises:
+            RankFailure: an earlier call has failed that way.
+        """
         self._calls += 1
-        self._began = time.monotonic()
+        self._began, self._waited, self._sending = time.monotonic(), 0.0, False
+        if self._broken:
+            sentence = f"an earlier call with this process group failed ({self._broken}), expected a new group"
+            self._report(sentence)
+            raise RankFailure(sentence)
         try:
             yield
-        except (RankFailure, Disagreement):
+        except Disagreement:
+            raise
+        except RankFailure as error:
+            self._broken = str(error)
             raise
         except BaseException as error:
-            self._report(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+            sentence = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            self._report(sentence)
+            self._broken = f"rank {self.names[self.rank]} failed: {sentence}" if self._sending else None
             raise
 
     def compare(self, numbers: list[int], device: torch.device) -> list[list[int]]:
@@ -130,16 +90,21 @@ class Ranks:
         On CPU tensors if the group has a backend for them, since reading numbers off a GPU would wait for it.
 
         Raises:
-            RankFailure: a rank has not come within the group's timeout, or has failed.
+            RankFailure: a rank has not come within the group's timeout, has failed, or is in another call.
         """
+        self._sending = True
         if not self._met:
             self._meet()
+        numbers = [self._calls, *numbers]
         if self._on_cpu:
             # Everyone to everyone, in one hop: gloo's all-gather is a ring and takes world - 1.
             everyones = self.exchange([[torch.tensor(numbers)]] * self.world)
         else:
             everyones = self.gather(torch.tensor(numbers, device=device))()
-        return everyones.tolist()
+        calls, *everyones = zip(*everyones.tolist(), strict=True)
+        if len(set(calls)) > 1:
+            self._raise_out_of_step(calls)
+        return list(zip(*everyones, strict=True))
 
     # ---- collectives ----
 
@@ -192,45 +157,45 @@ class Ranks:
         if tensor.device.type != "cpu":
             work.wait()
             return
+        began = time.monotonic()
         while True:
             try:
                 work.wait(_POLL)
+                self._waited += time.monotonic() - began
                 return
             except RuntimeError as error:
-                if work.is_completed():
-                    self._raise_lost(str(error))
-                if self._store.check([self._key("failed")]):
-                    self._raise_lost(None)
+                failed = work.is_completed()
+                if failed or self._store.check([self._key("failed")]):
+                    self._waited += time.monotonic() - began
+                    self._raise_lost(str(error) if failed else None)
 
-    def _key(self, *parts) -> str:
-        return "/".join(map(str, (_PREFIX, self._calls, *parts)))
+    def _key(self, *parts, call: int | None = None) -> str:
+        return "/".join(map(str, (_PREFIX, call or self._calls, *parts)))
 
     def _meet(self) -> None:
         """Wait until every rank has made its first call; warn every now and then who has not."""
         self._store.set(f"{_PREFIX}/met/{self.rank}", "1")
-        keys = {rank: f"{_PREFIX}/met/{rank}" for rank in range(self.world)}
-        seconds, began = _timeout(self._group()), time.monotonic()
-        while True:
-            left = seconds - (time.monotonic() - began)
-            try:
-                self._store.wait(list(keys.values()), datetime.timedelta(seconds=max(0.01, min(_WARN_SECONDS, left))))
-                break
-            except RuntimeError:
-                missing = [rank for rank, key in keys.items() if not self._store.check([key])]
-                waited = time.monotonic() - began
-                if self._store.check([self._key("failed")]):
-                    self._raise_lost(None)
-                if missing and waited >= seconds:
+        keys = [f"{_PREFIX}/met/{rank}" for rank in range(self.world)]
+        seconds, began, pause, warn_at = _timeout(self._group()), time.monotonic(), 0.001, _WARN_SECONDS
+        while not self._store.check(keys):
+            waited = self._waited = time.monotonic() - began
+            if self._store.check([self._key("failed")]):
+                self._raise_lost(None)
+            if waited >= min(seconds, warn_at):
+                missing = self._listed([rank for rank, key in enumerate(keys) if not self._store.check([key])])
+                if waited >= seconds:
                     raise RankFailure(
-                        f"{_listed(missing)} did not come to its first call with this process group within "
-                        f"{waited:.0f} s (the group's timeout): it has died, is slow, or does not pass process_group"
-                    ) from None
-                if missing:
-                    warnings.warn(
-                        f"rank {self.rank} waits for {_listed(missing)}, which did not come to its first call with "
-                        f"this process group in {waited:.0f} s; it will wait {seconds:.0f} s in all",
-                        stacklevel=2,
+                        f"{missing} did not come to its first call with this process group within {waited:.0f} s (the "
+                        "group's timeout): it has died, is slow, or does not pass process_group"
                     )
+                warn_at += _WARN_SECONDS
+                warnings.warn(
+                    f"rank {self.names[self.rank]} waits for {missing}, which did not come to its first call with this "
+                    f"process group in {waited:.0f} s; it will wait {seconds:.0f} s in all",
+                    stacklevel=2,
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, _POLL.total_seconds())
         self._met = True
 
     def _report(self, message: str) -> None:
@@ -240,41 +205,52 @@ class Ranks:
             self._store.set(self._key("present", self.rank), "1")
             self._store.set(self._key("failed"), "1")
 
+    def _reports(self, call: int | None = None) -> list[str]:
+        """What ranks have reported of a call of theirs, this one unless another is given."""
+        keys = {self.names[rank]: self._key("error", rank, call=call) for rank in range(self.world)}
+        return [
+            f"rank {name} failed: {self._store.get(key).decode()}"
+            for name, key in keys.items()
+            if self._store.check([key])
+        ]
+
     def _raise_lost(self, error: str | None) -> None:
         """Find out what happened and raise RankFailure; `error`: what a collective said on this rank."""
-        found = "" if error is None else f"; on rank {self.rank} a collective ended with: {_gist(error)}"
+        found = "" if error is None else f"; on rank {self.names[self.rank]} a collective ended with: {_gist(error)}"
         try:
             self._store.set(self._key("present", self.rank), "1")
             self._store.set(self._key("failed"), "1")
-            patience = _ROLL_CALL_SECONDS + 2 * (time.monotonic() - self._began)
+            # Others may be at their part of the work, for about as long as this rank was.
+            patience = _ROLL_CALL_SECONDS + 2 * max(0.0, time.monotonic() - self._began - self._waited)
             deadline = time.monotonic() + patience
-            missing = list(range(self.world))
-            while missing and time.monotonic() < deadline:
-                missing = [rank for rank in missing if not self._store.check([self._key("present", rank)])]
-                if any(self._store.check([self._key("error", rank)]) for rank in range(self.world)):
-                    break
+            missing, reports = list(range(self.world)), self._reports()
+            while missing and not reports and time.monotonic() < deadline:
                 time.sleep(0.1)
-            reports = [
-                f"rank {rank} failed: {self._store.get(self._key('error', rank)).decode()}"
-                for rank in range(self.world)
-                if self._store.check([self._key("error", rank)])
-            ]
+                missing = [rank for rank in missing if not self._store.check([self._key("present", rank)])]
+                reports = self._reports()
         except RuntimeError as gone:
             raise RankFailure(
-                f"the process group's store is gone ({_gist(str(gone))}): the process that holds it has died, "
-                f"rank 0 unless torchrun holds it{found}"
+                f"the process group's store is gone ({_gist(str(gone))}): the process that holds it has died, rank 0 "
+                f"unless torchrun holds it{found}"
             ) from None
         if reports:
             raise RankFailure("; ".join(reports) + found)
         if missing:
             raise RankFailure(
-                f"{_listed(missing)} did not answer within {patience:.0f} s: it has died, or is not in this call{found}"
+                f"{self._listed(missing)} did not answer within {patience:.0f} s: it has died, or is not in this call"
+                f"{found}"
             )
         raise RankFailure(f"all {self.world} ranks answer, but a collective failed{found}")
 
+    def _raise_out_of_step(self, calls: tuple[int, ...]) -> None:
+        """The ranks' messages belong to different calls: some rank has failed in one and gone on, or made one alone."""
+        where = ", ".join(f"rank {name} in its call {call}" for name, call in zip(self.names, calls, strict=True))
+        reports = "".join(f"; {report}" for report in self._reports(min(calls)))
+        raise RankFailure(f"the ranks are in different calls with this process group, {where}{reports}")
 
-class Disagreement(ValueError):
-    """Ranks passed different arguments; raised on every rank, with the same sentence."""
+    def _listed(self, ranks: list[int]) -> str:
+        names = [str(self.names[rank]) for rank in ranks]
+        return f"rank {names[0]}" if len(names) == 1 else "ranks " + ", ".join(names)
 
 
 def _gist(error: str) -> str:
@@ -291,7 +267,3 @@ def _timeout(group) -> float:
     options = getattr(group._get_backend(group._device_types[0]), "options", None)
     # Of a backend that does not tell: PyTorch's default.
     return (options._timeout if options else dist.default_pg_timeout).total_seconds()
-
-
-def _listed(ranks: list[int]) -> str:
-    return f"rank {ranks[0]}" if len(ranks) == 1 else "ranks " + ", ".join(map(str, ranks))

@@ -195,7 +195,7 @@ def test_of_equal_logits_one_rank_owns_the_best():
 
 def combined(group, best, others):
     """What `_combine` hands to a shard, for this rank's rows of the given arrays."""
-    from cplearn_kernels import distributed, ranks
+    from cplearn_kernels import distributed, process_groups
 
     class Recorder:
         LOG_UNIT = 1.0
@@ -204,7 +204,7 @@ def combined(group, best, others):
             self.values = values
 
     shard = Recorder()
-    distributed._combine(ranks.of(group), shard, best[group.rank()], others[group.rank()])
+    distributed._combine(process_groups.of(group), shard, best[group.rank()], others[group.rank()])
     return [value.numpy() for value in shard.values]
 
 

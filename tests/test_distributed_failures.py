@@ -97,19 +97,94 @@ def dense_matrices(group):
 BAD = {
     "shape": ({"f": 40, "n2": 3}, "ValueError", "h1 and h2: expected the same shape, got (4, 40) and (3, 40)"),
     "temperature": ({"temperature": -1.0}, "ValueError", "temperature: expected a positive finite number, got -1.0"),
+    "rows": ({"rows": "split"}, "ValueError", "rows: expected one of ('sharded', 'replicated'), got 'split'"),
     "values of q": ({"prior_probs": torch.ones(C)}, "ValueError", "prior_probs: expected a sum of 1, got 300.0"),
     "backend": ({"backend": "triton", "dtype": torch.float64}, "RuntimeError", "backend 'triton' cannot run"),
 }
 
 
-@pytest.mark.parametrize("what", BAD)
-def test_an_error_on_one_rank_reaches_the_others(pool, what):
+def errors_in_a_new_group(group, changes, rank, earlier, late):
+    """The errors of a call, after `earlier` good ones, of the next call, and of one with another new group.
+
+    `late`: ranks that come seconds after the others to the call.
+    """
+    first, second = dist.new_group([0, 1, 2]), dist.new_group([0, 1, 2])
+    assert [error_of(first, {}, rank) for _ in range(earlier)] == [None] * earlier
+    if group.rank() in late:
+        time.sleep(2.5)
+    return error_of(first, changes, rank), error_of(first, {}, rank), error_of(second, {}, rank)
+
+
+@pytest.mark.parametrize("what, earlier", [(what, 1) for what in BAD] + [("shape", 0)])
+def test_an_error_on_one_rank_reaches_the_others_which_wait(pool, what, earlier):
     changes, kind, sentence = BAD[what]
-    answers = pool.run(error_of, changes, 1)
-    assert answers[1][0] == kind and sentence in answers[1][1] and answers[1][2] < 2
+    answers = pool.run(errors_in_a_new_group, changes, 1, earlier, [1])
+    assert answers[1][0][0] == kind and sentence in answers[1][0][1] and answers[1][0][2] < 2
     for rank in (0, 2):
-        assert answers[rank][0] == "RankFailure" and answers[rank][2] < 10
-        assert f"rank 1 failed: {kind}: " in answers[rank][1] and sentence in answers[rank][1]
+        first, second, other = answers[rank]
+        assert first[0] == "RankFailure" and first[2] < 8
+        assert f"rank 1 failed: {kind}: " in first[1] and sentence in first[1]
+        # What was under way in the group may still be: it is of no more use, another one is.
+        assert second[0] == "RankFailure" and second[2] < 1
+        assert second[1].startswith("an earlier call with this process group failed (rank 1 failed: ")
+        assert second[1].endswith("), expected a new group")
+        assert other is None
+    assert answers[1][1][0] == "RankFailure" and answers[1][2] is None
+
+
+def test_an_error_on_one_rank_that_goes_on_puts_no_calls_together_that_do_not_belong_together(pool):
+    changes, kind, sentence = BAD["shape"]
+    answers = pool.run(errors_in_a_new_group, changes, 1, 1, [0, 2])
+    assert answers[1][0][0] == kind and answers[1][1][0] == "RankFailure"
+    for rank in (0, 2):
+        first, second, other = answers[rank]
+        assert first[0] == second[0] == "RankFailure" and other is None
+        assert f"rank 1 failed: {kind}: " in first[1] and sentence in first[1]
+
+
+def same_mistake(group):
+    return error_of(group, {"temperature": -1.0}, group.rank()), error_of(group, {}, group.rank())
+
+
+def test_ranks_that_all_make_the_same_mistake_stay_in_step(pool):
+    for first, second in pool.run(same_mistake):
+        assert first[0] == "ValueError" and second is None
+
+
+def one_call_more(group):
+    """Rank 1 makes a call that the others do not make, caught by name; then calls of all."""
+    inner = dist.new_group([0, 1, 2])
+    calls = [error_of(inner, {"call": "assign"}, group.rank())] if group.rank() == 1 else []
+    return calls + [error_of(inner, {}, 1) for _ in range(2)]
+
+
+def test_a_call_too_many_is_noticed(pool):
+    answers = pool.run(one_call_more)
+    assert answers[0][0] == answers[1][0] == answers[2][0] or all(
+        answers[rank][0][:2] == answers[0][0][:2] for rank in range(3)
+    )
+    assert answers[0][0][0] == "Disagreement"
+    assert "expected the same arguments on every rank, but the function was " in answers[0][0][1]
+    assert "temperature" not in answers[0][0][1]
+    # From now on rank 1 is a call ahead.
+    assert answers[0][1][0] == "RankFailure" or answers[0][1] is None
+
+
+def in_a_part(group):
+    """Processes 1 and 2 in a group of their own, where 2 fails, then one where they differ."""
+    parts = [dist.new_group([1, 2]), dist.new_group([1, 2])]
+    if group.rank() == 0:
+        return None
+    failing = group.rank() - 1 if group.rank() == 2 else -1
+    if group.rank() == 2:
+        time.sleep(2)
+    return error_of(parts[0], {"temperature": -1.0}, failing), error_of(parts[1], {"temperature": 0.5}, failing)
+
+
+def test_ranks_of_a_part_are_named_by_their_numbers_among_all(pool):
+    _, one, two = pool.run(in_a_part)
+    assert one[0][1].startswith("rank 2 failed: ValueError: temperature")
+    assert one[1][1] == two[1][1] and "temperature was 0.3 on rank 1 and 0.5 on rank 2" in one[1][1]
 
 
 def steps_until_error(group, die, at):
