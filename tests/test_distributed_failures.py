@@ -71,6 +71,8 @@ def test_different_arguments_are_named_on_every_rank(pool, what):
     assert len({text for _, text, _ in answers}) == 1
     assert answers[0][1].startswith("process_group: expected the same arguments on every rank, but ")
     assert sentence in answers[0][1]
+    # Other functions have other arguments: comparing them says nothing.
+    assert what != "function" or answers[0][1].endswith(sentence)
     # Nothing is out of step afterwards.
     assert pool.run(error_of, {}, 1) == [None] * 3
 
@@ -126,8 +128,8 @@ def test_an_error_on_one_rank_reaches_the_others_which_wait(pool, what, earlier)
         assert f"rank 1 failed: {kind}: " in first[1] and sentence in first[1]
         # What was under way in the group may still be: it is of no more use, another one is.
         assert second[0] == "RankFailure" and second[2] < 1
-        assert second[1].startswith("an earlier call with this process group failed (rank 1 failed: ")
-        assert second[1].endswith("), expected a new group")
+        assert second[1].startswith("an earlier call with this process group failed (")
+        assert "rank 1 failed: " in second[1] and second[1].endswith("), expected a new group")
         assert other is None
     assert answers[1][1][0] == "RankFailure" and answers[1][2] is None
 
@@ -149,25 +151,6 @@ def same_mistake(group):
 def test_ranks_that_all_make_the_same_mistake_stay_in_step(pool):
     for first, second in pool.run(same_mistake):
         assert first[0] == "ValueError" and second is None
-
-
-def one_call_more(group):
-    """Rank 1 makes a call that the others do not make, caught by name; then calls of all."""
-    inner = dist.new_group([0, 1, 2])
-    calls = [error_of(inner, {"call": "assign"}, group.rank())] if group.rank() == 1 else []
-    return calls + [error_of(inner, {}, 1) for _ in range(2)]
-
-
-def test_a_call_too_many_is_noticed(pool):
-    answers = pool.run(one_call_more)
-    assert answers[0][0] == answers[1][0] == answers[2][0] or all(
-        answers[rank][0][:2] == answers[0][0][:2] for rank in range(3)
-    )
-    assert answers[0][0][0] == "Disagreement"
-    assert "expected the same arguments on every rank, but the function was " in answers[0][0][1]
-    assert "temperature" not in answers[0][0][1]
-    # From now on rank 1 is a call ahead.
-    assert answers[0][1][0] == "RankFailure" or answers[0][1] is None
 
 
 def in_a_part(group):
