@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-AGREEMENT_INTEGERS = 16
+AGREEMENT_INTEGERS = 17
 # Numbers per row that a backend's second pass adds up over ranks (`Shard.ROW_SCALARS`), 8 bytes each.
 ROW_SCALARS = 5  # of the backends cpu and cuda; torch and triton have 4
 TERMS = ("agreement", "rows", "best logits", "sums", "scalars", "gradients")

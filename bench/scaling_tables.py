@@ -17,7 +17,7 @@ FIXED_ROWS, ROWS_PER_RANK = 4096, 32
 ELEMENT = 2
 
 _FORMULAS = {
-    "agreement": ("all-to-all on the CPU, or all-gather", "16 integers of every rank", "128 (R−1)"),
+    "agreement": ("all-to-all on the CPU, or all-gather", "17 integers of every rank", "136 (R−1)"),
     "rows": ("two all-gathers, one per view", "embeddings as they are", "2 N f e (R−1)/R"),
     "best logits": ("all-reduce, maximum", "64-bit integer per row", "2 · 16 N (R−1)/R"),
     "sums": ("all-reduce, sum", "two float64 per row", "2 · 32 N (R−1)/R"),
