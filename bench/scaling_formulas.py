@@ -13,6 +13,8 @@ AGREEMENT_INTEGERS = 17
 # Numbers per row that a backend's second pass adds up over ranks (`Shard.ROW_SCALARS`), 8 bytes each.
 ROW_SCALARS = 5  # of the backends cpu and cuda; torch and triton have 4
 TERMS = ("agreement", "rows", "best logits", "sums", "scalars", "gradients")
+# Up to so many ranks, best logits and sums are gathered together (`distributed._FEW_RANKS`).
+FEW_RANKS = 3
 # Per message gloo announces, asks for and heads the data with 48 bytes each.
 GLOO_MESSAGE_BYTES = 144
 _GLOO_SEGMENT = 1 << 20
@@ -55,11 +57,12 @@ def hadamard(N: int, f: int, c: int, world: int, element: int = 4, row_scalars: 
 def sizes(shape: Shape) -> dict[str, int]:
     """Bytes of each collective's whole tensor: gathered, reduced, or exchanged by one rank, its own part included."""
     rows = -(-shape.N // shape.world) * shape.world  # shorter parts are padded to the longest
+    few = shape.world <= FEW_RANKS
     return {
         "agreement": shape.world * AGREEMENT_INTEGERS * 8,
         "rows": 2 * rows * shape.f * shape.element,
-        "best logits": 2 * shape.N * 8,
-        "sums": 2 * 2 * shape.N * 8,
+        "best logits": 0 if few else 2 * shape.N * 8,
+        "sums": 2 * 2 * shape.N * 8 * (shape.world if few else 1),
         "scalars": (2 * shape.N * shape.row_scalars + 1) * 8,
         "gradients": 2 * shape.N * shape.f * 4,
     }
@@ -68,7 +71,7 @@ def sizes(shape: Shape) -> dict[str, int]:
 def sent(shape: Shape) -> dict[str, float]:
     """Bytes that each rank sends in a step, forward and gradient, by term; nothing in it depends on c."""
     share = (shape.world - 1) / shape.world
-    factor = {"best logits": 2, "sums": 2, "scalars": 2}
+    factor = {"best logits": 2, "sums": 1 if shape.world <= FEW_RANKS else 2, "scalars": 2}
     return {term: factor.get(term, 1) * share * size for term, size in sizes(shape).items()}
 
 
@@ -85,6 +88,8 @@ def gloo_messages(shape: Shape) -> int:
             found += steps
         elif term == "rows":
             found += 4 * steps
+        elif shape.world <= FEW_RANKS and term != "scalars":
+            found += 2 * steps if term == "sums" else 0
         else:
             found += 2 * steps * max(2, -(-size // shape.world // _GLOO_SEGMENT))
     return found
@@ -95,7 +100,8 @@ def gloo_delays(shape: Shape) -> dict[str, int]:
     hop = 2 * (shape.world - 1)
     if shape.world == 1:
         return dict.fromkeys(TERMS, 0)
-    return {"agreement": 2, "rows": hop, "best logits": 2 * hop, "sums": 2 * hop, "scalars": 2 * hop, "gradients": 2}
+    best, sums = (0, hop) if shape.world <= FEW_RANKS else (2 * hop, 2 * hop)
+    return {"agreement": 2, "rows": hop, "best logits": best, "sums": sums, "scalars": 2 * hop, "gradients": 2}
 
 
 def mean_assignment_sent(shape: Shape) -> float:

@@ -21,6 +21,8 @@ from .agreement import Call, agree
 from .dictionary import CodeRange, Dictionary
 from .ranks import Ranks
 
+# Up to so many ranks, every rank's best logits and sums are no more to send than a maximum and a sum over ranks.
+_FEW_RANKS = 3
 # Low bits of a logit's key that hold the rank; those of a float32 widened to float64 are zero.
 _RANK_BITS = 16
 _MAGNITUDE = torch.iinfo(torch.int64).max
@@ -131,11 +133,16 @@ def _share(best, others, mine, top, unit):
 def _combine(ranks: Ranks, shard, best: torch.Tensor, others: torch.Tensor) -> None:
     """Hand the shard each row's best logit and sum over all codes: one maximum and one sum over ranks.
 
-    The maximum is over integers in the order of the logits, their last bits replaced by the rank: it names the one rank
-    that holds a row's best code, also among equals. For logits in float32 nothing is lost; in float64 "best" is then
-    within 2^-36 of the largest, and its exact value comes with the sum.
+    Few ranks tell each other everything instead, in one collective. The maximum is over integers in the order of the
+    logits, their last bits replaced by the rank: it names the one rank that holds a row's best code, also among equals.
+    For logits in float32 nothing is lost; in float64 "best" is then within 2^-36 of the largest, and its exact value
+    comes with the sum.
     """
     unit, low = shard.LOG_UNIT, (1 << _RANK_BITS) - 1
+    if ranks.world <= _FEW_RANKS:
+        everyones = ranks.gather(torch.stack([best, others]))()
+        shard.combine(*merge_row_sums(everyones[:, 0], everyones[:, 1], ranks.rank, unit))
+        return
     key = ranks.all_reduce(_ordered(best) & ~low | (low - ranks.rank), dist.ReduceOp.MAX)
     mine = (key & low) == low - ranks.rank
     top = _logit(key & ~low)

@@ -56,8 +56,8 @@ def test_traffic_is_that_of_the_formula_whatever_c(measured):
         assert row["formula"] == sum(expected.values())
         # What was handed over is exact, collective by collective.
         assert row["handed"] == {
-            "all-gather": expected["rows"], "all-to-all": expected["agreement"] + expected["gradients"],
-            "all-reduce": expected["best logits"] + expected["sums"] + expected["scalars"],
+            "all-gather": expected["rows"] + expected["sums"], "all-reduce": expected["scalars"],
+            "all-to-all": expected["agreement"] + expected["gradients"],
         }  # fmt: skip
         model = row["formula"] if NO_NETWORK else row["formula_with_gloo"]
         assert row["payload"] == pytest.approx(model, rel=0.02)
