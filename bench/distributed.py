@@ -81,7 +81,7 @@ def speed(cases: Sequence[Mapping[str, Any]], rounds: int, backend: str | None, 
             seconds: dict[str, list[float]] = {"one": [], "two": []}
             processor: dict[str, list[float]] = {"one": [], "two": []}
             warm = {name: max(map(sum, group.run("timed", 2))) / 2 for name, group in (("one", one), ("two", two))}
-            repeats = {name: min(max(round(0.3 / took), 1), 50) for name, took in warm.items()}
+            repeats = {name: min(max(round(1.0 / took), 1), 50) for name, took in warm.items()}
             for index in range(rounds):
                 say(f"speed: c = {entry['c']}, round {index + 1} of {rounds}")
                 order = [("one", one), ("two", two)]
