@@ -58,7 +58,7 @@ def cplearn_loss(ranks: Ranks, backend, h1, h2, dictionary, temperature, beta, p
     sums = ranks.all_reduce(torch.cat([scalars.flatten(), prior_sum.reshape(1)]))
     scalars, prior_value = sums[:-1].view(scalars.shape), sums[-1] / 2
     invariance = math.log(dictionary.num_codes) - scalars[0].mean()
-    dtype = torch.float64 if h1.dtype == torch.float64 else torch.float32
+    dtype = _result_dtype(h1)
     terms = tuple(term.to(dtype) for term in (prior_value + beta * invariance, invariance, prior_value))
     grads = rows.reduce(shard.gradients(scalars)) if someone_needs_grad else None
     if not need_grad:
@@ -88,7 +88,7 @@ def assign(ranks: Ranks, backend, h, dictionary, top_k, layout):
     rows = _Rows(ranks, counts, layout)
     codes = code_range(dictionary, ranks.rank, ranks.world)
     everything, found = rows.gather(h)(), 0 if codes is None else min(top_k, codes.num_codes)
-    dtype = torch.float64 if h.dtype == torch.float64 else torch.float32
+    dtype = _result_dtype(h)
     scores = torch.full((everything.shape[0], top_k), -math.inf, dtype=dtype, device=h.device)
     index = torch.zeros_like(scores, dtype=torch.int64)
     if found:
@@ -233,15 +233,14 @@ class _NoCodes:
 
     def mean_assignment(self):
         h = self._views[0]
-        return h.new_empty(0, dtype=torch.float64 if h.dtype == torch.float64 else torch.float32)
+        return h.new_empty(0, dtype=_result_dtype(h))
 
     def code_sums(self, beta, prior, prior_probs, need_grad):
         return self._best.new_zeros(self._row_scalars, self._best.shape[0]), self._best.new_zeros(())
 
     def gradients(self, scalars):
         h = self._views[0]
-        dtype = torch.float64 if h.dtype == torch.float64 else torch.float32
-        return h.new_zeros(scalars.shape[1], h.shape[1], dtype=dtype)
+        return h.new_zeros(scalars.shape[1], h.shape[1], dtype=_result_dtype(h))
 
 
 class _Times(torch.autograd.Function):
@@ -255,6 +254,10 @@ class _Times(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream):
         return upstream * ctx.factor, None
+
+
+def _result_dtype(h: torch.Tensor) -> torch.dtype:
+    return torch.float64 if h.dtype == torch.float64 else torch.float32
 
 
 def _padded(tensor: torch.Tensor, length: int) -> torch.Tensor:

@@ -76,6 +76,9 @@ def cplearn_loss(
         check_name(backend)
         if prior_probs is not None and prior_probs.device != h1.device:
             raise ValueError(f"prior_probs: expected a tensor on {h1.device} like h1, got {prior_probs.device}")
+        # Of the others the operator does it, which alone is there when a compiled function runs.
+        if backend == "reference" and prior_probs is not None and not torch.compiler.is_compiling():
+            validation.check_prior_values(prior, prior_probs)
         return validation.check_temperature(temperature), validation.check_beta(beta)
 
     temperature, beta = _checked(check, process_group, rows)
@@ -83,8 +86,6 @@ def cplearn_loss(
         prior_probs = prior_probs.detach()
     need_grad = torch.is_grad_enabled() and (h1.requires_grad or h2.requires_grad)
     if backend == "reference":
-        if prior_probs is not None and not torch.compiler.is_compiling():
-            validation.check_prior_values(prior, prior_probs)
         if process_group is not None:
             call = agreement.Call("cplearn_loss", backend, dictionary, h1.dtype, rows, h1.shape[0], temperature, beta,
                                   prior, prior_probs, need_grad=need_grad)  # fmt: skip

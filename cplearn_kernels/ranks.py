@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 # How often a waiting rank looks for reports of others. Without trouble nobody ever looks.
 _POLL = datetime.timedelta(seconds=1)
-# How long survivors wait for each other before they call a rank missing, beyond twice the call's time so far.
+# How long survivors wait for each other before they call a rank missing, beyond twice their own work in the call.
 _ROLL_CALL_SECONDS = 5.0
 _WARN_SECONDS = 30.0
 _PREFIX = "cplearn_kernels"
@@ -165,9 +165,16 @@ class Ranks:
                 return
             except RuntimeError as error:
                 failed = work.is_completed()
-                if failed or self._store.check([self._key("failed")]):
+                if failed or self._is_reported():
                     self._waited += time.monotonic() - began
                     self._raise_lost(str(error) if failed else None)
+
+    def _is_reported(self) -> bool:
+        """Whether a rank has reported this call as failed, or cannot any more: `_raise_lost` says which."""
+        try:
+            return self._store.check([self._key("failed")])
+        except RuntimeError:  # the store is gone
+            return True
 
     def _key(self, *parts, call: int | None = None) -> str:
         return "/".join(map(str, (_PREFIX, call or self._calls, *parts)))

@@ -101,6 +101,9 @@ BAD = {
     "temperature": ({"temperature": -1.0}, "ValueError", "temperature: expected a positive finite number, got -1.0"),
     "rows": ({"rows": "split"}, "ValueError", "rows: expected one of ('sharded', 'replicated'), got 'split'"),
     "values of q": ({"prior_probs": torch.ones(C)}, "ValueError", "prior_probs: expected a sum of 1, got 300.0"),
+    "values of q, oracle": (
+        {"prior_probs": torch.ones(C), "backend": "reference"}, "ValueError", "prior_probs: expected a sum of 1, got 300"
+    ),
     "backend": ({"backend": "triton", "dtype": torch.float64}, "RuntimeError", "backend 'triton' cannot run"),
 }
 
