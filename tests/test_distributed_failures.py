@@ -102,7 +102,7 @@ BAD = {
     "rows": ({"rows": "split"}, "ValueError", "rows: expected one of ('sharded', 'replicated'), got 'split'"),
     "values of q": ({"prior_probs": torch.ones(C)}, "ValueError", "prior_probs: expected a sum of 1, got 300.0"),
     "values of q, oracle": (
-        {"prior_probs": torch.ones(C), "backend": "reference"}, "ValueError", "prior_probs: expected a sum of 1, got 300"
+        {"prior_probs": torch.ones(C), "backend": "reference"}, "ValueError", "expected a sum of 1, got 300.0"
     ),
     "backend": ({"backend": "triton", "dtype": torch.float64}, "RuntimeError", "backend 'triton' cannot run"),
 }
