@@ -13,7 +13,7 @@ from typing import Iterator
 
 import torch
 import torch.distributed as dist
-from cplearn_kernels.ranks import RankFailure
+from cplearn_kernels.errors import RankFailure
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
