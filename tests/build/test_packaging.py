@@ -50,7 +50,7 @@ def copied(tmp_path_factory):
     """The sources alone: nothing that was built in the checkout."""
     target = tmp_path_factory.mktemp("sources")
     for name in SOURCES:
-        ignored = shutil.ignore_patterns("*.so", "__pycache__", "build", "runs", "data")
+        ignored = shutil.ignore_patterns("*.so", "__pycache__")
         shutil.copytree(ROOT / name, target / name, ignore=ignored)
     for name in FILES:
         shutil.copy(ROOT / name, target / name)
