@@ -46,8 +46,8 @@ struct RowBests {
 };
 
 // Sums over codes that the loss and the gradients of a row need, added over ranges; "others" are all codes but the
-// best. Agreement is `sum_j p_ij log(c p'_ij)`, p' the partner's p. The names of the rest are those of formulas.h.
-enum RowScalar : int { kAgreement, kMassOfOthers, kWeightsOfOthers, kBestPriorWeight, kBestPartnerU, kRowScalars };
+// best. The cross term is `sum_j p_ij log(c p'_ij)`, p' the partner's p. The names of the rest are those of formulas.h.
+enum RowScalar : int { kCrossTerm, kMassOfOthers, kWeightsOfOthers, kBestPriorWeight, kBestPartnerU, kRowScalars };
 
 struct ShardSums {
   double* scalars;   // (kRowScalars, 2 rows): of the range as shard_sums writes it, of the group for shard_gradients

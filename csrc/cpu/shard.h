@@ -1,7 +1,21 @@
 // One range of codes against all rows of a group of ranks, in steps between which the ranks combine what they found:
 // row_sums, then shard_sums and shard_gradients for the loss, or shard_mean_assignment.
-//
-// No inclusion guard: see vector.h.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "../formulas.h"
+#include "kernels.h"
+#include "layout.h"
+#include "loss/gradients.h"
+#include "loss/pass.h"
+#include "rows/functions.h"
+#include "rows/pass.h"
+#include "vector.h"
+#include "workers.h"
+
+namespace cplearn::CPK_TARGET {
 
 template <class Blocks>
 static void row_sums(const Blocks& dictionary, const Batch& batch, double temperature, const Run& run,
@@ -108,3 +122,5 @@ static void shard_gradients(const Blocks& dictionary, int64_t rows, const RowBes
   const KeptSums kept(dictionary, tiling, found);
   write_gradients(dictionary, tiling, sums, found.scalars, kept, temperature, beta, run, grads);
 }
+
+}  // namespace cplearn::CPK_TARGET

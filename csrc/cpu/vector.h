@@ -1,12 +1,19 @@
 // Vectors of CPK_LANES floats, one row of the batch per lane, and the elementary functions on them.
 //
 // GCC/Clang vector extensions, so one source serves every instruction set; intrinsics only where the extensions have
-// no operation for it. No inclusion guard: each instruction set includes this once, inside a namespace of its own, so
-// that the linker can never pick an inline function compiled for another processor.
+// no operation for it.
+#pragma once
 
-#ifndef CPK_LANES
-#error "CPK_LANES must be set by the build"
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
 #endif
+
+#include "target.h"
+
+namespace cplearn::CPK_TARGET {
 
 constexpr int kLanes = CPK_LANES;
 typedef float Vec __attribute__((vector_size(4 * CPK_LANES)));
@@ -17,8 +24,6 @@ typedef int32_t VecInt __attribute__((vector_size(4 * CPK_LANES)));
 constexpr int kWideLanes = CPK_LANES / 2;
 typedef uint64_t VecWide __attribute__((vector_size(4 * CPK_LANES)));
 typedef uint32_t VecNarrow __attribute__((vector_size(2 * CPK_LANES)));
-
-#define CPK_INLINE inline __attribute__((always_inline))
 
 CPK_INLINE Vec broadcast(float value) { return value - Vec{}; }
 CPK_INLINE VecInt broadcast_int(int32_t value) { return value - VecInt{}; }
@@ -267,3 +272,5 @@ struct LeveledSum {
   }
   CPK_INLINE Vec total() const { return all + sixteen + group; }
 };
+
+}  // namespace cplearn::CPK_TARGET

@@ -14,7 +14,7 @@ struct TileData {
   const float* rows;      // Hadamard: prepared rows (total, block). Stored: products (total, stride) of the span
   const uint32_t* signs;  // Hadamard: sign bits of the span's blocks, a word per thread of a team
   int64_t stride;         // stored: codes of the span, rounded up to whole blocks
-  // Stored: pairs of half floats of a span's weights, in the order of half_order.cuh, and what they are to be multiplied
+  // Stored: pairs of half floats of a span's weights, in the order of mma_fragment_layout.cuh, and what they are to be multiplied
   // with, (rows, blocks): of the weights from row 0, of p from row `weight_rows` on.
   uint32_t *high, *low;
   float* scales;
@@ -81,7 +81,7 @@ struct WeightedCodesArguments {
   // Hadamard: (splits, 2, total, block), of the weighted codes and of p times the codes; added to, but for the first span
   double* sums;
   // (splits * parts, total), added to: the sums of p, of the weights and of p times the partner's u
-  double *mass, *weight, *agreement;
+  double *mass, *weight, *cross_term;
   // (total), written where a row's best code is one of these codes
   double* best_weight;  // the prior's part of its weight
   float* best_partner;  // the partner's u at it

@@ -77,7 +77,7 @@ inline void loss_by_shards(const cplearn::Kernels& kernels, std::vector<Shard> s
   find_bests(kernels, shards, views, 2, request.temperature, run);
   const size_t n = size_t(views[0].rows), size = n * size_t(shards[0].codes.num_features);
   std::vector<double> scalars(cplearn::kRowScalars * 2 * n), grad(2 * size);
-  double agreement = 0, prior = 0;
+  double cross_term = 0, prior = 0;
   for (Shard& shard : shards) {
     shard.scalars.resize(scalars.size());
     int64_t doubles = 0;
@@ -90,8 +90,8 @@ inline void loss_by_shards(const cplearn::Kernels& kernels, std::vector<Shard> s
     prior += sums.prior / 2;
     for (size_t i = 0; i < scalars.size(); ++i) scalars[i] += shard.scalars[i];
   }
-  for (size_t i = 0; i < 2 * n; ++i) agreement += scalars[cplearn::kAgreement * 2 * n + i];
-  result.invariance = std::log(double(shards[0].codes.total_codes)) - agreement / double(2 * n);
+  for (size_t i = 0; i < 2 * n; ++i) cross_term += scalars[cplearn::kCrossTerm * 2 * n + i];
+  result.invariance = std::log(double(shards[0].codes.total_codes)) - cross_term / double(2 * n);
   result.prior = prior;
   if (!request.need_grad) return;
   for (Shard& shard : shards) {

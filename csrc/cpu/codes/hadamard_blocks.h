@@ -14,8 +14,17 @@
 //   write_codes(codes, out)                   a tile of kLanes codes: lane i of out[place] is ±1 of codes[i]
 //
 // Sources and sinks are those of walsh_hadamard.h; `scratch` is [max(block, places)][kLanes].
-//
-// No inclusion guard: see vector.h.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "../../philox.h"
+#include "../layout.h"
+#include "../vector.h"
+#include "walsh_hadamard.h"
+
+namespace cplearn::CPK_TARGET {
 
 // Source of walsh_hadamard: a tile with the block's signs applied.
 struct SignedTile {
@@ -129,3 +138,5 @@ class HadamardBlocks {
   const int64_t first_block_;
   const Codes codes_;
 };
+
+}  // namespace cplearn::CPK_TARGET

@@ -2,8 +2,16 @@
 // coordinates there are only sixteen signed sums, so a table of them turns four multiply-adds into one addition. The
 // interface is that of HadamardBlocks (hadamard_blocks.h); what each way to multiply reaches is in docs/performance.md
 // and printed by `python -m bench.sign_products`.
-//
-// No inclusion guard: see vector.h.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "../../philox.h"
+#include "../layout.h"
+#include "../vector.h"
+
+namespace cplearn::CPK_TARGET {
 
 // Tables of the signed sums of kBits vectors, as many as one 32-bit word of bits can address.
 template <int kBits>
@@ -285,3 +293,5 @@ class SignBlocks {
 
   const Codes codes_;
 };
+
+}  // namespace cplearn::CPK_TARGET

@@ -7,8 +7,20 @@
 //   Vec  source(int64_t k)                        input coordinate k
 //   void source.group_done(int64_t i)             called after every few coordinates, i = 0, 1, 2, …
 //   void sink(int64_t r, Vec (&values)[R])        outputs r … r + R - 1, in ascending order of r
-//
-// No inclusion guard: see vector.h.
+#pragma once
+
+#include <cstdint>
+
+#include "../vector.h"
+
+namespace cplearn::CPK_TARGET {
+
+// Source of walsh_hadamard: a plain array.
+struct PlainTile {
+  const float* tile;
+  CPK_INLINE Vec operator()(int64_t k) const { return load(tile + k * kLanes); }
+  CPK_INLINE void group_done(int64_t) const {}
+};
 
 // Registers bound the radix: 16 values and temporaries fit in the 32 registers of AVX-512, 8 in the 16 of the others.
 constexpr int kLastLog2 = CPK_LANES == 16 ? 4 : 3;
@@ -137,3 +149,5 @@ CPK_INLINE void walsh_hadamard(int log2_size, Source& source, Sink& sink, float*
     last_pass<kLast>(scratch, begin, part, sink);
   }
 }
+
+}  // namespace cplearn::CPK_TARGET

@@ -1,7 +1,15 @@
 // The columns of the loss's second pass: of each code its mean assignment p̄, its share of the prior, and g, the
 // prior's derivative (docs/mathematics.md).
-//
-// No inclusion guard: see vector.h.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "../../formulas.h"
+#include "../layout.h"
+#include "../vector.h"
+
+namespace cplearn::CPK_TARGET {
 
 constexpr float kSmallestMean = 1e-37f;  // keeps a logarithm finite where a mean underflows
 
@@ -67,3 +75,5 @@ struct Columns {
     return prior;
   }
 };
+
+}  // namespace cplearn::CPK_TARGET

@@ -1,7 +1,17 @@
 // The last step of the CPLearn loss: the gradients of all rows from their sums over codes, each row's best code put
 // back (docs/mathematics.md).
-//
-// No inclusion guard: see vector.h.
+#pragma once
+
+#include <cstdint>
+
+#include "../../formulas.h"
+#include "../kernels.h"
+#include "../layout.h"
+#include "../rows/pass.h"
+#include "../vector.h"
+#include "../workers.h"
+
+namespace cplearn::CPK_TARGET {
 
 // What the gradients of a tile's rows are made of besides their sums of codes. `best_p` and `best_weight` are 0 where
 // the best code is another rank's, which adds it; everything else is the same on all ranks.
@@ -69,3 +79,5 @@ static void write_gradients(const Blocks& dictionary, const Tiling& tiling, cons
     }
   });
 }
+
+}  // namespace cplearn::CPK_TARGET

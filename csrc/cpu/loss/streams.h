@@ -1,6 +1,12 @@
-// What the transforms of the loss's second pass read and write: probabilities, weights, plain tiles.
-//
-// No inclusion guard: see vector.h.
+// What the transforms of the loss's second pass read and write: probabilities, weights.
+#pragma once
+
+#include <cstdint>
+
+#include "../../formulas.h"
+#include "../vector.h"
+
+namespace cplearn::CPK_TARGET {
 
 // Sink of walsh_hadamard: probabilities p and u = log2(c p) of one tile. Of log p itself, about -log c everywhere while
 // p is near uniform, float32 would keep too few digits.
@@ -33,7 +39,7 @@ struct GradientWeights {
   const float* g;
   const float* column_max;
   Vec beta_ln2;
-  LeveledSum agreement;
+  LeveledSum cross_term;
 
   CPK_INLINE Vec operator()(int64_t k) {
     const Vec pk = load(p + k * kLanes);
@@ -44,15 +50,10 @@ struct GradientWeights {
     }
     const Vec cross = rounded(pk * load(partner_u + k * kLanes));
     const Vec weight = pull_weight(share * broadcast(g[k]), beta_ln2, cross);
-    agreement.add(cross);
+    cross_term.add(cross);
     return weight;
   }
-  CPK_INLINE void group_done(int64_t i) { agreement.group_done(i); }
+  CPK_INLINE void group_done(int64_t i) { cross_term.group_done(i); }
 };
 
-// Source of walsh_hadamard: a plain array.
-struct PlainTile {
-  const float* tile;
-  CPK_INLINE Vec operator()(int64_t k) const { return load(tile + k * kLanes); }
-  CPK_INLINE void group_done(int64_t) const {}
-};
+}  // namespace cplearn::CPK_TARGET

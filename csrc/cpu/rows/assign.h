@@ -1,6 +1,16 @@
 // assign: each row's best codes by a running top-k (reference.assign).
-//
-// No inclusion guard: see vector.h.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "../kernels.h"
+#include "../layout.h"
+#include "../vector.h"
+#include "../workers.h"
+#include "pass.h"
+
+namespace cplearn::CPK_TARGET {
 
 // The best codes of one row found so far: descending scores, equal scores by ascending code.
 struct TopList {
@@ -65,9 +75,11 @@ static void assign(const Blocks& dictionary, const Batch& batch, int64_t top_k, 
 
   for (int64_t row = 0; row < batch.rows; ++row) {
     TopList best{scores + row * top_k, found + row * top_k, top_k, 0};
-    for (int64_t s = 0; s < plan.slabs; ++s) {
+    for (int64_t s = 0; s < plan.splits; ++s) {
       const TopList& part = lists[s * plan.tiles * kLanes + row];
       for (int64_t i = 0; i < part.filled; ++i) best.offer(part.scores[i], part.found[i]);
     }
   }
 }
+
+}  // namespace cplearn::CPK_TARGET

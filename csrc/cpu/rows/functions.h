@@ -1,7 +1,20 @@
 // The functions of one batch whose results are small: projector_logsumexp, mean_assignment, expected_code, and the
 // backward passes of the last two (formulas in backends/torch_chunked.py and docs/mathematics.md).
-//
-// No inclusion guard: see vector.h.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "../../formulas.h"
+#include "../codes/walsh_hadamard.h"
+#include "../kernels.h"
+#include "../layout.h"
+#include "../vector.h"
+#include "../workers.h"
+#include "pass.h"
+
+namespace cplearn::CPK_TARGET {
 
 template <class Blocks>
 static void projector_logsumexp(const Blocks& dictionary, const Batch& batch, double temperature, const Run& run,
@@ -179,12 +192,12 @@ static void sum_codes(const Blocks& dictionary, const Tiles& rows, const RowSums
     const Share mine(plan.tiles, worker, workers);
     for (int64_t t = mine.begin; t < mine.end; ++t) {
       double mean_weight[kLanes] = {};
-      for (int64_t s = 0; s < plan.slabs; ++s) {
+      for (int64_t s = 0; s < plan.splits; ++s) {
         for (int lane = 0; lane < kLanes; ++lane) mean_weight[lane] += weight[(s * plan.tiles + t) * kLanes + lane];
       }
       for (int64_t i = 0; i < places; ++i) {
         double expected = 0, pull = 0;
-        for (int64_t s = 0; s < plan.slabs; ++s) {
+        for (int64_t s = 0; s < plan.splits; ++s) {
           const int64_t from = (s * plan.tiles + t) * places + i;
           expected += total[from];
           if (kWeighted) pull += weighted[from];
@@ -234,3 +247,5 @@ static void expected_code_backward(const Blocks& dictionary, const Batch& batch,
   const WeightPerEntry weights{upstream_rows, best_code_products};
   sum_codes(dictionary, rows, sums, weights, 1 / temperature, run, grad);
 }
+
+}  // namespace cplearn::CPK_TARGET

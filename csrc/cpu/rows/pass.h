@@ -3,8 +3,18 @@
 //
 // The best code is left out of the sum because near the optimum it holds nearly all of the mass: 1 - p and log p of the
 // best code are then as accurate as the small numbers that they are, which `1 + tiny` in float32 would not be.
-//
-// No inclusion guard: see vector.h.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "../../formulas.h"
+#include "../kernels.h"
+#include "../layout.h"
+#include "../vector.h"
+#include "../workers.h"
+
+namespace cplearn::CPK_TARGET {
 
 // Sink of walsh_hadamard: running best and sum of 2^(s - best) over the other codes, per lane. The best moves rarely.
 struct OnlineMaxSum {
@@ -81,8 +91,8 @@ static void visit_items(const Blocks& dictionary, const Schedule& plan, const Ru
     uint32_t* const signs = all_signs + worker * plan.group * dictionary.signs;
     for (int64_t round = 0; round < plan.rounds && !interruption.before(worker, round); ++round) {
       for (int64_t item = mine.begin; item < mine.end; ++item) {
-        const int64_t slab = item / plan.tiles, tile = item % plan.tiles;
-        const int64_t first = plan.first_block(slab, round), count = plan.blocks_in(slab, round);
+        const int64_t split = item / plan.tiles, tile = item % plan.tiles;
+        const int64_t first = plan.first_block(split, round), count = plan.blocks_in(split, round);
         if (item == mine.begin || tile == 0) {
           for (int64_t g = 0; g < count; ++g) dictionary.prepare(first + g, signs + g * dictionary.signs, both);
         }
@@ -97,9 +107,9 @@ template <class Blocks>
 static void row_pass(const Blocks& dictionary, const Tiles& rows, const Run& run, const RowSums& result) {
   const Schedule plan(dictionary, rows.count);
   const int64_t lanes = rows.count * kLanes, scratch_floats = padded(larger(plan.block, dictionary.places) * kLanes);
-  Buffer<float> best(plan.slabs * lanes), scratch(scratch_floats * run.threads);
-  Buffer<int64_t> code(plan.slabs * lanes);
-  Buffer<double> others(plan.slabs * lanes);
+  Buffer<float> best(plan.splits * lanes), scratch(scratch_floats * run.threads);
+  Buffer<int64_t> code(plan.splits * lanes);
+  Buffer<double> others(plan.splits * lanes);
   best.fill(-3e38f), code.fill(0), others.fill(0.0);
 
   visit_items(dictionary, plan, run, false,
@@ -118,11 +128,13 @@ static void row_pass(const Blocks& dictionary, const Tiles& rows, const Run& run
 
   for (int64_t i = 0; i < lanes; ++i) {
     int64_t winner = i;
-    for (int64_t s = i + lanes; s < plan.slabs * lanes; s += lanes) winner = best[s] > best[winner] ? s : winner;
+    for (int64_t s = i + lanes; s < plan.splits * lanes; s += lanes) winner = best[s] > best[winner] ? s : winner;
     double sum = others[winner];
-    for (int64_t s = i; s < plan.slabs * lanes; s += lanes) {
+    for (int64_t s = i; s < plan.splits * lanes; s += lanes) {
       if (s != winner) sum += (1 + others[s]) * exp2(double(best[s]) - best[winner]);
     }
     result.set(i, best[winner], sum, code[winner], rows.is_padding(i), dictionary.total_codes);
   }
 }
+
+}  // namespace cplearn::CPK_TARGET

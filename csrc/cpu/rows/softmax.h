@@ -1,6 +1,19 @@
 // projector_softmax and its backward pass: the only functions that read or write arrays of n x c.
-//
-// No inclusion guard: see vector.h.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "../../formulas.h"
+#include "../codes/walsh_hadamard.h"
+#include "../kernels.h"
+#include "../layout.h"
+#include "../vector.h"
+#include "../workers.h"
+#include "functions.h"
+#include "pass.h"
+
+namespace cplearn::CPK_TARGET {
 
 template <class Blocks>
 static void projector_softmax(const Blocks& dictionary, const Batch& batch, double temperature, const Run& run,
@@ -73,10 +86,12 @@ static void projector_softmax_backward(const Blocks& dictionary, int64_t num_row
     for (int64_t t = mine.begin; t < mine.end; ++t) {
       for (int64_t i = 0; i < places; ++i) {
         double sum = 0;
-        for (int64_t s = 0; s < plan.slabs; ++s) sum += total[(s * tiles + t) * places + i];
+        for (int64_t s = 0; s < plan.splits; ++s) sum += total[(s * tiles + t) * places + i];
         result[i] = float(sum / temperature);
       }
       store_rows(dictionary, result, t * kLanes, num_rows, grad);
     }
   });
 }
+
+}  // namespace cplearn::CPK_TARGET

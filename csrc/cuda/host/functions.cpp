@@ -44,7 +44,7 @@ void cplearn_loss(Call& call, const Dictionary& d, const Batch& views, const Los
   if (gradient) {
     problem.finish_sums(Result::kLossGradient, s.beta, gradient_scale(views, s.temperature), grad_1, grad_2);
   }
-  finish_loss(call, problem.agreement, problem.total, problem.prior, s.beta, d.codes.total_codes, out);
+  finish_loss(call, problem.cross_term, problem.total, problem.prior, s.beta, d.codes.total_codes, out);
 }
 
 void projector_logsumexp(Call& call, const Dictionary& d, const Batch& batch, double temperature, float* out) {

@@ -5,7 +5,7 @@
 // A row that holds a NaN or an infinity gets results of NaN.
 #pragma once
 
-#include "rows.h"
+#include "../rows.h"
 
 namespace cplearn::cuda {
 

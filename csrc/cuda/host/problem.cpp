@@ -11,7 +11,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 constexpr int64_t kMostWaves = 4;  // rounds of thread blocks; more parts than that only take memory
-constexpr int kMostGroups = 32;  // 128 codes each, that sign_product adds up in float32
+constexpr int kMostGroups = 32;  // 128 codes each, that sign_gemm adds up in float32
 
 }  // namespace
 
@@ -88,7 +88,7 @@ void Problem::prepare(const Span& span) {
 }
 
 void Problem::multiply(const Halves& rows, const Span& span, float* products) {
-  sign_product(call, rows, {bits_, blocks(span) * passes.block}, products, columns_);
+  sign_gemm(call, rows, {bits_, blocks(span) * passes.block}, products, columns_);
 }
 
 Cut even_cut(int64_t count, int64_t blocks_per_part, int64_t places) {
@@ -150,7 +150,7 @@ void Problem::take_sums(bool of_codes) {
   const int64_t parts = int64_t(sums_cut_.parts) * passes.parts;
   int64_t sum_splits = in_registers ? sums_cut_.parts : 0;
   if (of_codes && passes.in_memory) {
-    // sign_product's blocks are 64 rows by 128 columns; two fit a multiprocessor.
+    // sign_gemm's blocks are 64 rows by 128 columns; two fit a multiprocessor.
     const int64_t tiles = ceil_div(2 * sum_rows_, 64) * ceil_div(codes.num_features, 128), groups = columns_ / 128;
     const int64_t wanted = std::max(ceil_div(2 * call.device.processors, tiles), ceil_div(groups, kMostGroups));
     product_splits_ = int(std::min(wanted, groups));
@@ -167,9 +167,9 @@ void Problem::take_sums(bool of_codes) {
   double* const zeros = call.take<double>(begin + sums);
   fill_with_zeros(call, zeros, sizeof(double) * size_t(in_registers ? begin : begin + sums));
   prior = zeros;
-  mass_ = zeros + kPriorParts, weight_ = mass_ + parts * total, agreement_ = weight_ + parts * total;
+  mass_ = zeros + kPriorParts, weight_ = mass_ + parts * total, cross_term_ = weight_ + parts * total;
   sums_ = zeros + begin;
-  agreement = call.take<double>(total);
+  cross_term = call.take<double>(total);
   best_weight = call.take<double>(total);
   best_partner = call.take<float>(total);
   shares_ = call.take<BestShare>(total);
@@ -180,7 +180,7 @@ void Problem::add_weighted(const Span& span, WeightedKernel kernel, WeightedCode
   a.second = passes.in_memory ? second_products_ : second_rows_;
   a.blocks_per_split = sums_cut_.size, a.rows = state;
   a.column_stride = columns_;
-  a.sums = sums_, a.mass = mass_, a.weight = weight_, a.agreement = agreement_;
+  a.sums = sums_, a.mass = mass_, a.weight = weight_, a.cross_term = cross_term_;
   a.best_weight = best_weight, a.best_partner = best_partner;
   passes.weighted_codes(call, a, kernel, sums_cut_.parts);
   if (!passes.in_memory || kernel == WeightedKernel::kValue) return;
@@ -188,7 +188,7 @@ void Problem::add_weighted(const Span& span, WeightedKernel kernel, WeightedCode
   const Halves weights{tile.high + skipped * columns_ / 2, tile.low + skipped * columns_ / 2,
                        tile.scales + skipped * (columns_ / 128), 2 * sum_rows_ - skipped,
                        blocks(span) * passes.block, columns_, columns_ / 128, false};
-  add_sign_product(call, weights, {transposed_, width}, product_splits_, sums_ + skipped * width,
+  add_sign_gemm(call, weights, {transposed_, width}, product_splits_, sums_ + skipped * width,
                    2 * sum_rows_ * width);
 }
 
@@ -199,18 +199,18 @@ void Problem::add_given(const Span& span, const float* p, const float* v, int64_
   const int64_t width = codes.num_features;
   const Halves weights{tile.high, tile.low, tile.scales, total, blocks(span) * passes.block, columns_, columns_ / 128,
                        false};
-  add_sign_product(call, weights, {transposed_, width}, product_splits_, sums_, 2 * sum_rows_ * width);
+  add_sign_gemm(call, weights, {transposed_, width}, product_splits_, sums_, 2 * sum_rows_ * width);
 }
 
 FinishRows Problem::parts_of_rows(double beta) const {
   const bool pair = batch.num_views == 2;
-  return {mass_, weight_, agreement_, pair ? best_weight : nullptr, best_partner, state,
+  return {mass_, weight_, cross_term_, pair ? best_weight : nullptr, best_partner, state,
           sums_cut_.parts * passes.parts, total, beta, nullptr, {}};
 }
 
 void Problem::finish_rows(double beta) {
   FinishRows a = parts_of_rows(beta);
-  a.shares = shares_, a.scalars.agreement = agreement;
+  a.shares = shares_, a.scalars.cross_term = cross_term;
   cuda::finish_rows(call, a);
 }
 

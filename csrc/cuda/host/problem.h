@@ -1,9 +1,9 @@
 // The rows and codes of one call, ready for the passes: working memory, spans of codes, the cut into splits.
 #pragma once
 
-#include "passes.h"
-#include "rows.h"
-#include "sign_product.h"
+#include "../passes.h"
+#include "../rows.h"
+#include "../sign_gemm.h"
 
 namespace cplearn::cuda {
 
@@ -63,7 +63,7 @@ class Problem {
   const Passes& passes;
   RowState state;
   TileData tile{};
-  double *prior = nullptr, *agreement = nullptr, *best_weight = nullptr;
+  double *prior = nullptr, *cross_term = nullptr, *best_weight = nullptr;
   float* best_partner = nullptr;
 
  private:
@@ -73,7 +73,7 @@ class Problem {
   FinishSums parts_of_sums() const;
 
   int64_t width_;       // of a prepared row
-  int64_t sum_rows_;    // of one kind of sums: total, for sign_product rounded up to its tiles
+  int64_t sum_rows_;    // of one kind of sums: total, for sign_gemm rounded up to its tiles
   int64_t span_codes_, columns_;
   int64_t prepared_ = -1;  // first code of the span that is in memory
   Cut column_cut_{1, 1};  // of the rows
@@ -88,7 +88,7 @@ class Problem {
   // Sums
   Cut sums_cut_{1, 1};
   int product_splits_ = 1;
-  double *sums_ = nullptr, *mass_ = nullptr, *weight_ = nullptr, *agreement_ = nullptr;
+  double *sums_ = nullptr, *mass_ = nullptr, *weight_ = nullptr, *cross_term_ = nullptr;
   BestShare* shares_ = nullptr;
 };
 

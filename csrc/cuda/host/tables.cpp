@@ -2,7 +2,7 @@
 #include <array>
 #include <stdexcept>
 
-#include "passes.h"
+#include "../passes.h"
 
 namespace cplearn::cuda {
 

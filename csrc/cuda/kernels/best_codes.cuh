@@ -2,13 +2,13 @@
 //
 // A team goes over the blocks of one split. The best code is that of all of a team's lanes in a warp: were it each
 // thread's own, some lane of a warp would find a new one in most rounds, and all would wait for it. Partial results are
-// merged in a fixed order by rows_out.cu.
+// merged in a fixed order by epilogue.cu.
 #pragma once
 
 #include <cmath>
 
-#include "../formulas.h"
-#include "arguments.h"
+#include "../../formulas.h"
+#include "../arguments.h"
 #include "device.cuh"
 #include "hadamard_tile.cuh"
 

@@ -1,8 +1,8 @@
 // Single coordinates of codes, for the kernels that treat a row at a time.
 #pragma once
 
-#include "../codes.h"
-#include "../philox.h"
+#include "../../codes.h"
+#include "../../philox.h"
 #include "device.cuh"
 
 namespace cplearn::cuda {

@@ -4,7 +4,7 @@
 // A team owns a block of codes and goes over the rows of one split; its numbers stay in registers.
 #pragma once
 
-#include "arguments.h"
+#include "../arguments.h"
 #include "best_codes.cuh"
 #include "device.cuh"
 

@@ -36,7 +36,7 @@ __device__ __forceinline__ uint16_t half_bits(float value) {
 }
 
 // d += a b of a (16, 16) and b (16, 8) in float16, fragments as PTX lays them out over the lanes.
-__device__ __forceinline__ void multiply_add_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+__device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -45,7 +45,7 @@ __device__ __forceinline__ void multiply_add_16x8x16(float (&d)[4], const uint32
 
 // Adds to a number that this thread alone adds to, without waiting for it or holding a register: the order of additions
 // is the thread's own, so results do not depend on scheduling.
-__device__ __forceinline__ void add_to(double* p, double value) {
+__device__ __forceinline__ void atomic_add(double* p, double value) {
   asm volatile("red.relaxed.gpu.global.add.f64 [%0], %1;" ::"l"(p), "d"(value) : "memory");
 }
 

@@ -1,7 +1,7 @@
 // Partial results of rows merged in a fixed order, and what is known of a row on its way out: losses, sums, best codes.
 #include "best_codes.cuh"
 #include "launch.cuh"
-#include "rows.h"
+#include "../rows.h"
 
 namespace cplearn::cuda {
 namespace {
@@ -126,17 +126,17 @@ __global__ void __launch_bounds__(kThreads) copy_columns_kernel(const CopyColumn
 __global__ void __launch_bounds__(kThreads) finish_rows_kernel(const FinishRows a) {
   const int64_t row = global_thread();
   if (row >= a.total) return;
-  double mass = 0, weight = 0, agreement = 0;
+  double mass = 0, weight = 0, cross_term = 0;
   for (int part = 0; part < a.parts; ++part) {
     const int64_t at = int64_t(part) * a.total + row;
-    mass += a.mass[at], weight += a.weight[at], agreement += a.agreement[at];
+    mass += a.mass[at], weight += a.weight[at], cross_term += a.cross_term[at];
   }
   const bool noted = a.best_weight != nullptr && a.rows.code[row] != kElsewhere;
   const double best_weight = noted ? a.best_weight[row] : 0, best_partner = noted ? double(a.best_partner[row]) : 0;
   const BestShare share = best_share(a.rows.others[row], mass, weight, best_weight, a.beta, best_partner);
   if (a.shares != nullptr) a.shares[row] = share;
   const RowScalars& out = a.scalars;
-  if (out.agreement != nullptr) out.agreement[row] = kLn2 * (agreement + best_partner * share.p);
+  if (out.cross_term != nullptr) out.cross_term[row] = kLn2 * (cross_term + best_partner * share.p);
   if (out.mass == nullptr) return;
   out.mass[row] = mass, out.weight[row] = weight;
   out.best_weight[row] = best_weight, out.best_partner[row] = best_partner;
@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(kThreads) share_rows_kernel(const ShareRowsArg
 }
 
 struct FinishLossArguments {
-  const double *agreement, *prior;
+  const double *cross_term, *prior;
   int32_t total;
   double beta;
   int64_t total_codes;
@@ -173,19 +173,19 @@ constexpr int kLossThreads = 1024;
 __global__ void __launch_bounds__(kLossThreads) finish_loss_kernel(const FinishLossArguments a) {
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
   constexpr int kWarps = kLossThreads / 32;
-  double agreement = 0, prior = 0;
-  for (int32_t row = int32_t(threadIdx.x); row < a.total; row += kLossThreads) agreement += a.agreement[row];
+  double cross_term = 0, prior = 0;
+  for (int32_t row = int32_t(threadIdx.x); row < a.total; row += kLossThreads) cross_term += a.cross_term[row];
   for (int part = int(threadIdx.x); part < kPriorParts; part += kLossThreads) prior += a.prior[part];
   for (int mask = 1; mask < 32; mask <<= 1) {
-    agreement += shuffle_xor(agreement, mask);
+    cross_term += shuffle_xor(cross_term, mask);
     prior += shuffle_xor(prior, mask);
   }
-  if (lane == 0) a.scratch[warp] = agreement, a.scratch[kWarps + warp] = prior;
+  if (lane == 0) a.scratch[warp] = cross_term, a.scratch[kWarps + warp] = prior;
   sync_block();
   if (warp != 0) return;
-  agreement = a.scratch[lane], prior = a.scratch[kWarps + lane];
+  cross_term = a.scratch[lane], prior = a.scratch[kWarps + lane];
   for (int mask = 1; mask < 32; mask <<= 1) {
-    agreement += shuffle_xor(agreement, mask);
+    cross_term += shuffle_xor(cross_term, mask);
     prior += shuffle_xor(prior, mask);
   }
   if (lane != 0) return;
@@ -193,7 +193,7 @@ __global__ void __launch_bounds__(kLossThreads) finish_loss_kernel(const FinishL
     *a.prior_sum = prior;
     return;
   }
-  const double invariance = log(double(a.total_codes)) - agreement / double(a.total);
+  const double invariance = log(double(a.total_codes)) - cross_term / double(a.total);
   a.out[0] = float(prior / 2 + a.beta * invariance);
   a.out[1] = float(invariance);
   a.out[2] = float(prior / 2);
@@ -257,11 +257,11 @@ void share_rows(const Call& call, const double* others, const RowScalars& scalar
          ShareRowsArguments{others, scalars, total, beta, shares});
 }
 
-void finish_loss(Call& call, const double* agreement, int32_t total, const double* prior, double beta,
+void finish_loss(Call& call, const double* cross_term, int32_t total, const double* prior, double beta,
                  int64_t total_codes, float* out) {
   double* const scratch = call.take<double>(2 * kLossThreads / 32);
   launch("finish_loss", finish_loss_kernel, {1}, kLossThreads, 0, call,
-         FinishLossArguments{agreement, prior, total, beta, total_codes, out, nullptr, scratch});
+         FinishLossArguments{cross_term, prior, total, beta, total_codes, out, nullptr, scratch});
 }
 
 void finish_prior(Call& call, const double* prior, double* out) {

@@ -1,7 +1,7 @@
 // Sums of weighted codes on their way out: added up over splits, the best code put back; gradients and expected codes.
 #include "code_sign.cuh"
 #include "launch.cuh"
-#include "rows.h"
+#include "../rows.h"
 
 namespace cplearn::cuda {
 namespace {

@@ -10,7 +10,7 @@
 // Prepared rows and sign bits lie in memory in the order in which threads take them (HadamardOrder).
 #pragma once
 
-#include "arguments.h"
+#include "../arguments.h"
 #include "device.cuh"
 
 namespace cplearn::cuda {
@@ -186,7 +186,7 @@ class HadamardTile {
     constexpr int kStep = kExchanges ? kThreads : 1;
 #pragma unroll
     for (int e = 0; e < kElements; ++e) {
-      if (add) add_to(first + e * kStep, double(sums.value[e]));
+      if (add) atomic_add(first + e * kStep, double(sums.value[e]));
       else first[e * kStep] = double(sums.value[e]);
       sums.value[e] = 0;
     }

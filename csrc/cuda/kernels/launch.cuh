@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "call.h"
+#include "../call.h"
 #include "device.cuh"
 
 namespace cplearn::cuda {

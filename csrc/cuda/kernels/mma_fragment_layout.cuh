@@ -8,7 +8,7 @@
 #pragma once
 
 #include "device.cuh"
-#include "../codes.h"
+#include "../../codes.h"
 
 namespace cplearn::cuda {
 
@@ -36,7 +36,7 @@ __device__ __forceinline__ PowerOfTwoScale power_of_two_scale(float largest) {
 }
 
 // x as the sum of two half floats: 22 bits of it.
-__device__ __forceinline__ void split(float x, uint16_t& high, uint16_t& low) {
+__device__ __forceinline__ void in_two_halves(float x, uint16_t& high, uint16_t& low) {
   high = half_bits(x);
   low = half_bits(x - half_value(high));
 }

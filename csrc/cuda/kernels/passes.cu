@@ -1,5 +1,5 @@
 // The kernels of passes.h for one kind of tile: CPK_LOG2_BLOCK is 6 to 13 for Hadamard blocks, 0 for stored products.
-#include "passes.h"
+#include "../passes.h"
 
 #include "best_codes.cuh"
 #include "column_sums.cuh"

@@ -1,9 +1,9 @@
 // Rows on their way into the passes, and single products with their best codes.
 #include "code_sign.cuh"
-#include "half_order.cuh"
+#include "mma_fragment_layout.cuh"
 #include "hadamard_tile.cuh"
 #include "launch.cuh"
-#include "rows.h"
+#include "../rows.h"
 
 namespace cplearn::cuda {
 namespace {
@@ -103,8 +103,8 @@ __global__ void __launch_bounds__(kThreads) prepare_halves_kernel(const HalvesAr
     const int t = int(i % 4), q = int(i / 4 % 2), j = int(i / 8 % 2);
     const int64_t k = word * 32 + 8 * j + 4 * q + t;
     uint16_t high_0, high_1, low_0, low_1;
-    split(number(k), high_0, low_0);
-    split(number(k + 16), high_1, low_1);
+    in_two_halves(number(k), high_0, low_0);
+    in_two_halves(number(k + 16), high_1, low_1);
     const int64_t at = pair_index(here.row, word, a.width / 32, t, j, q);
     a.high[at] = high_0 | uint32_t(high_1) << 16;
     a.low[at] = low_0 | uint32_t(low_1) << 16;

@@ -1,10 +1,10 @@
-// The tensor-core product of sign_product.h: logits of independent codes, and their weighted sums.
+// The tensor-core product of sign_gemm.h: logits of independent codes, and their weighted sums.
 //
 // A block of four warps makes 64 rows by 128 columns. The ±1 operand is made of sign bits in registers; the other one
 // goes from the cache into registers, 16 bytes a lane, as the tensor cores take it. So no shared memory, and no barrier. Sums of 128 products are added up outside of the tensor cores, whose accumulators truncate.
-#include "sign_product.h"
+#include "../sign_gemm.h"
 
-#include "half_order.cuh"
+#include "mma_fragment_layout.cuh"
 #include "launch.cuh"
 
 namespace cplearn::cuda {
@@ -31,7 +31,7 @@ __device__ __forceinline__ uint32_t pair_of_signs(uint32_t word, int i) {
 }
 
 template <bool kAdd>
-__global__ void __launch_bounds__(kThreads) sign_product_kernel(const Arguments a) {
+__global__ void __launch_bounds__(kThreads) sign_gemm_kernel(const Arguments a) {
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, group_of_lane = lane / 4, in_group = lane % 4;
   const int64_t first_row = (int64_t(blockIdx.y) * kWarpsDown + warp / kWarpsAcross) * kRows;
   const int64_t first_column = (int64_t(blockIdx.x) * kWarpsAcross + warp % kWarpsAcross) * kColumns;
@@ -78,8 +78,8 @@ __global__ void __launch_bounds__(kThreads) sign_product_kernel(const Arguments 
           for (int tile = 0; tile < kRowTiles; ++tile) {
             const uint4 h = high[tile][j], l = low[tile][j];
             const uint32_t low_part[4] = {l.x, l.y, l.z, l.w}, high_part[4] = {h.x, h.y, h.z, h.w};
-            multiply_add_16x8x16(sums[tile][c], low_part, signs);
-            multiply_add_16x8x16(sums[tile][c], high_part, signs);
+            mma_m16n8k16(sums[tile][c], low_part, signs);
+            mma_m16n8k16(sums[tile][c], high_part, signs);
           }
         }
       }
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads) sign_product_kernel(const Arguments 
         const int64_t column = first_column + c * 8 + in_group * 2 + i % 2;
         if (column >= a.right.columns) continue;
         if constexpr (kAdd) {
-          add_to(a.sums + int64_t(blockIdx.z) * a.split_stride + row * a.right.columns + column,
+          atomic_add(a.sums + int64_t(blockIdx.z) * a.split_stride + row * a.right.columns + column,
                  double(totals[tile][c][i]));
         } else {
           a.out[row * a.out_stride + column] = totals[tile][c][i];
@@ -125,14 +125,14 @@ dim3 grid_for(const Halves& left, const Signs& right, int splits) {
 
 }  // namespace
 
-void sign_product(const Call& call, const Halves& left, const Signs& right, float* out, int64_t out_stride) {
-  launch("sign_product", sign_product_kernel<false>, grid_for(left, right, 1), kThreads, 0, call,
+void sign_gemm(const Call& call, const Halves& left, const Signs& right, float* out, int64_t out_stride) {
+  launch("sign_gemm", sign_gemm_kernel<false>, grid_for(left, right, 1), kThreads, 0, call,
          Arguments{left, right, left.width / kGroup, out, out_stride, nullptr, 0});
 }
 
-void add_sign_product(const Call& call, const Halves& left, const Signs& right, int splits, double* out,
+void add_sign_gemm(const Call& call, const Halves& left, const Signs& right, int splits, double* out,
                       int64_t split_stride) {
-  launch("add_sign_product", sign_product_kernel<true>, grid_for(left, right, splits), kThreads, 0, call,
+  launch("add_sign_gemm", sign_gemm_kernel<true>, grid_for(left, right, splits), kThreads, 0, call,
          Arguments{left, right, ceil_div(left.width / kGroup, splits), nullptr, 0, out, split_stride});
 }
 

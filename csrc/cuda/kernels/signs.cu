@@ -1,9 +1,9 @@
 // Tables of sign bits of a span's codes, from Philox or from a caller's matrix: a bit per coordinate, for all rows.
 #include "code_sign.cuh"
-#include "half_order.cuh"
+#include "mma_fragment_layout.cuh"
 #include "hadamard_tile.cuh"
 #include "launch.cuh"
-#include "rows.h"
+#include "../rows.h"
 
 namespace cplearn::cuda {
 namespace {

@@ -1,13 +1,13 @@
-// One row of the batch with 128 independent codes, whose products sign_product.cuh has left in memory; weighted sums of
+// One row of the batch with 128 independent codes, whose products sign_gemm.cu has left in memory; weighted sums of
 // codes are its work too, so that a tile only writes the weights, as half floats.
 //
 // A team of 4 threads holds the 128 numbers; a thread has those that a lane of the tensor cores' operand takes
-// (half_order.cuh), for the four words of sign bits in turn.
+// (mma_fragment_layout.cuh), for the four words of sign bits in turn.
 #pragma once
 
-#include "arguments.h"
+#include "../arguments.h"
 #include "device.cuh"
-#include "half_order.cuh"
+#include "mma_fragment_layout.cuh"
 #include "hadamard_tile.cuh"
 
 namespace cplearn::cuda {
@@ -66,8 +66,8 @@ class StoredTile {
 #pragma unroll
     for (int e = 0; e < kElements; e += 2) {
       uint16_t high_0, high_1, low_0, low_1;
-      split(x[e] * scale.up, high_0, low_0);
-      split(x[e + 1] * scale.up, high_1, low_1);
+      in_two_halves(x[e] * scale.up, high_0, low_0);
+      in_two_halves(x[e + 1] * scale.up, high_1, low_1);
       const int64_t at = pair_index(sums.row, int64_t(block) * 4 + e / 8, words, thread_, e / 4 % 2, e / 2 % 2);
       data_.high[at] = high_0 | uint32_t(high_1) << 16;
       data_.low[at] = low_0 | uint32_t(low_1) << 16;

@@ -2,11 +2,11 @@
 // code and all gradients are made (docs/mathematics.md; reference.cplearn_loss, expected_code and mean_assignment).
 //
 // A team goes over the blocks of one split. The row's best code is left out, and what it would have added is noted, for
-// codes_out.cu to put back in double precision. Float32 sums run over at most 32 blocks and are then added to doubles.
+// epilogue_sums.cu to put back in double precision. Float32 sums run over at most 32 blocks and are then added to doubles.
 #pragma once
 
-#include "../formulas.h"
-#include "arguments.h"
+#include "../../formulas.h"
+#include "../arguments.h"
 #include "best_codes.cuh"
 #include "column_sums.cuh"
 #include "device.cuh"
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(WeightedTeams<Tiles, kPurpose>::kBlockThreads,
     tile.clear(pull), tile.clear(expected);
   }
   ScalarSums<Tile::kInMemory> scalars(shared_memory() + (W::kPerBlock * Tile::kSharedFloats + 2 * team), tile.thread() == 0);
-  float agreements = 0;  // of p u', every thread's own
+  float cross_terms = 0;  // of p u', every thread's own
 
   // Made anew, like the addresses below, each time it is asked for.
   const auto end = [&] {
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(WeightedTeams<Tiles, kPurpose>::kBlockThreads,
       for (int e = 0; e < kElements; ++e) s[e] = e == best ? kNoLogit : s[e];
     }
 
-    PartedSum<2> agreement;
+    PartedSum<2> cross_term;
     const auto weigh = [&](auto weights) {
       constexpr Weights kWeights = decltype(weights)::value;
 #pragma unroll
@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(WeightedTeams<Tiles, kPurpose>::kBlockThreads,
           x[e + i] = prior_weight<kWeights>(s[e + i], u[i], slopes[i], tops[i], product, centre);
           if constexpr (kLoss && !kPairs) {
             const float cross = s[e + i] * partner.u(product);
-            agreement.add(i, cross);
+            cross_term.add(i, cross);
             x[e + i] = pull_weight(x[e + i], a.beta_ln2, cross);
           }
         }
@@ -227,14 +227,14 @@ __global__ void __launch_bounds__(WeightedTeams<Tiles, kPurpose>::kBlockThreads,
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const float cross = s[e + i] * u[i];
-          agreement.add(i, cross);
+          cross_term.add(i, cross);
           x[e + i] = pull_weight(x[e + i], a.beta_ln2, cross);
         }
       }
       tile.turn_page();
     }
 
-    agreements += agreement.total();
+    cross_terms += cross_term.total();
     if constexpr (kPurpose != Purpose::kValue) {
       if (kLoss || a.weights != Weights::kNone) scalars.add(kWeight, tile.add_codes(x, block, pull));
       scalars.add(kMass, tile.add_codes(s, block, expected));
@@ -255,16 +255,16 @@ __global__ void __launch_bounds__(WeightedTeams<Tiles, kPurpose>::kBlockThreads,
 #pragma unroll
     for (int mask = 1; mask < T::kLanes; mask <<= 1) {
       if constexpr (Tile::kInMemory) mass += shuffle_xor(mass, mask), weight += shuffle_xor(weight, mask);
-      agreements += shuffle_xor(agreements, mask);
+      cross_terms += shuffle_xor(cross_terms, mask);
     }
     if (exists() && tile.thread() % T::kLanes == 0) {
       const int part = int(made_anew(blockIdx.y)) * T::kParts + int(made_anew(threadIdx.x)) % Tile::kThreads / T::kLanes;
       const int64_t at = int64_t(part) * a.total + row;
-      add_to(a.mass + at, double(mass));
-      add_to(a.weight + at, double(weight));
-      add_to(a.agreement + at, double(agreements));
+      atomic_add(a.mass + at, double(mass));
+      atomic_add(a.weight + at, double(weight));
+      atomic_add(a.cross_term + at, double(cross_terms));
     }
-    agreements = 0;
+    cross_terms = 0;
     scalars.clear();
   }
 }

@@ -129,7 +129,7 @@ inline uint16_t half_bits(float value) {
 }
 
 // mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32: d += a b, fragments as PTX lays them out over the lanes.
-inline void multiply_add_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   const uint32_t words[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
   const int lane = int(threadIdx.x) % 32, group = lane / 4, in_group = lane % 4;
   emulation::warp_collective(words, 6, [&](const uint32_t (&all)[32][16]) {
@@ -150,7 +150,7 @@ inline void multiply_add_16x8x16(float (&d)[4], const uint32_t (&a)[4], const ui
 }
 
 inline uint32_t made_anew(uint32_t x) { return x; }
-inline void add_to(double* p, double value) { *p += value; }
+inline void atomic_add(double* p, double value) { *p += value; }
 inline float exp2_fast(float x) { return std::exp2(x); }
 inline float smaller_or_nan(float a, float b) { return a < b || a != a ? a : b; }
 inline uint32_t float_bits(float value) {

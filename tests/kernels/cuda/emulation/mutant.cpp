@@ -30,7 +30,7 @@ int main() {
   a.span = {0, codes}, a.total = rows, a.per_view = 1, a.blocks_per_split = blocks, a.weights = Weights::kReverseKL;
   a.rows = {best.data(), inverse_sum.data(), shift.data(), others.data(), code.data()};
   a.column_stride = 0, a.slope = slope.data(), a.sums = sums.data();
-  a.mass = scalars.data(), a.weight = a.mass + 8 * rows, a.agreement = a.weight + 8 * rows;
+  a.mass = scalars.data(), a.weight = a.mass + 8 * rows, a.cross_term = a.weight + 8 * rows;
   a.best_weight = best_weight.data(), a.best_partner = partner.data();
   try {
     passes.weighted_codes(call, a, WeightedKernel::kGradient, 1);

@@ -102,7 +102,7 @@ int main() {
         right[i] = pair(b(k, group), b(k + 1, group));
       }
       float d[4] = {1, 1, 1, 1};
-      multiply_add_16x8x16(d, left, right);
+      mma_m16n8k16(d, left, right);
       for (int i = 0; i < 4; ++i) {
         const int row = group + 8 * (i / 2), column = 2 * in_group + i % 2;
         float expected = 1;
