@@ -13,15 +13,11 @@
 #include <random>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
-#include "lanes.h"
-
 #include "../cpu/vector.h"
 
 namespace {
+
+using namespace cplearn::CPK_TARGET;
 
 constexpr int64_t kCodes = 512;
 

@@ -42,7 +42,6 @@ static inline int64_t padded(int64_t floats) { return floats + 32; }
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-static inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // How the work is cut. Codes come in blocks, blocks in splits of consecutive ones, rows in tiles; an item is one tile in
 // one split, and each item is summed by one thread in ascending order of blocks. Splits depend on the problem alone,
@@ -58,12 +57,12 @@ struct Schedule {
   template <class Blocks>
   Schedule(const Blocks& dictionary, int64_t tiles_)
       : block(dictionary.block), num_codes(dictionary.num_codes), tiles(tiles_) {
-    blocks = divide_up(num_codes, block);
+    blocks = ceil_div(num_codes, block);
     group = block < kRoundCodes ? kRoundCodes / block : 1;
-    splits = smaller(divide_up(kWantedItems, tiles), divide_up(blocks, group));
-    split_blocks = divide_up(blocks, splits);
-    splits = divide_up(blocks, split_blocks);
-    rounds = divide_up(split_blocks, group);
+    splits = smaller(ceil_div(kWantedItems, tiles), ceil_div(blocks, group));
+    split_blocks = ceil_div(blocks, splits);
+    splits = ceil_div(blocks, split_blocks);
+    rounds = ceil_div(split_blocks, group);
   }
 
   int64_t items() const { return splits * tiles; }
@@ -84,7 +83,7 @@ struct Tiling {
   int64_t rows, per_batch, count;
 
   Tiling(int64_t rows_, int num_batches)
-      : rows(rows_), per_batch(divide_up(rows, kLanes)), count(num_batches * per_batch) {}
+      : rows(rows_), per_batch(ceil_div(rows, kLanes)), count(num_batches * per_batch) {}
 
   // Whether lane `i`, counted over all tiles, holds no row.
   bool is_padding(int64_t i) const { return i % (per_batch * kLanes) >= rows; }

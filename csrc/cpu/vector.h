@@ -8,7 +8,13 @@
 #include <cstring>
 
 #if defined(__x86_64__)
+#pragma GCC diagnostic push
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // what GCC's own AVX-512 header does on purpose
+#endif
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 #include "target.h"
@@ -101,18 +107,21 @@ CPK_INLINE Vec narrowed(VecDouble v) {
 // `mask` is 0 or the sign bit in every lane.
 CPK_INLINE Vec flip_sign(Vec v, uint32_t mask) { return as_float(as_int(v) ^ broadcast_int(int32_t(mask))); }
 
+// A vector as an operand of an assembler statement that changes it.
+#if defined(__AVX512F__)
+#define CPK_VECTOR_OPERAND "+v"  // any of the 32 registers
+#elif defined(__x86_64__)
+#define CPK_VECTOR_OPERAND "+x"
+#elif defined(__aarch64__)
+#define CPK_VECTOR_OPERAND "+w"
+#else
+#define CPK_VECTOR_OPERAND "+m"
+#endif
+
 // The value itself, rounded: the compiler must not merge the product that made it into a following addition. For
 // results that have to be the same bits in code that uses more of them and in code that uses less.
 CPK_INLINE Vec rounded(Vec v) {
-#if defined(__AVX512F__)
-  asm("" : "+v"(v));  // any of the 32 registers
-#elif defined(__x86_64__)
-  asm("" : "+x"(v));
-#elif defined(__aarch64__)
-  asm("" : "+w"(v));
-#else
-  asm("" : "+m"(v));
-#endif
+  asm("" : CPK_VECTOR_OPERAND(v));
   return v;
 }
 

@@ -4,7 +4,7 @@
 // span in blocks; a tile is one row with one block, worked on by a team of threads (hadamard_tile.cuh, stored_tile.cuh).
 #pragma once
 
-#include "../codes.h"
+#include "../formulas.h"
 #include "call.h"
 
 namespace cplearn::cuda {
@@ -27,9 +27,6 @@ struct Span {
   int64_t first;
   int32_t count;
 };
-
-// The best code of a row for which it is another range's: no code of a span has this number.
-constexpr int32_t kElsewhere = -1;
 
 // What the first pass leaves for each row, (total) each; the logits are in powers of two.
 struct RowState {

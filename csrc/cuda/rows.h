@@ -2,7 +2,6 @@
 // way out. prologue.cu, signs.cu, epilogue.cu and epilogue_sums.cu hold them; everything is launched on the call's stream.
 #pragma once
 
-#include "../formulas.h"
 #include "arguments.h"
 
 namespace cplearn::cuda {
@@ -94,11 +93,9 @@ void finish_columns(const Call&, const FinishColumns&);
 // Numbers of the caller's, one per code, for the passes: zero from `count` on.
 void copy_columns(const Call&, const float* from, int64_t count, int64_t stride, float* to);
 
-// Of each row, (total) each: sums over some codes which, added up over all ranges, are those over all codes.
+// Where the sums of formulas.h, RowScalar, lie: (total) each, in their order.
 struct RowScalars {
-  double* cross_term;      // of p log(c p'), p' the partner's p
-  double *mass, *weight;  // without the best code: of p, of the weights
-  double *best_weight, *best_partner;  // as in WeightedCodesArguments; zero where the best code is another range's
+  double *cross_term, *mass, *weight, *best_weight, *best_partner;
 };
 
 // Sums over splits and parts, and what they become.

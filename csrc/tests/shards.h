@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../cpu/kernels.h"
+#include "../formulas.h"
 #include "random_case.h"
 
 // One range of the codes of a case, and what is known of the rows.
@@ -19,7 +20,7 @@ struct Shard {
   Shard(const Case& test, int64_t start_, int64_t stop) : start(start_), codes(test.codes) {
     codes.num_codes = stop - start;
     codes.first_code += start;
-    codes.packed += start * ((codes.num_features + 31) / 32);
+    codes.packed += start * cplearn::words_of_code(codes);
   }
   cplearn::RowBests bests(int64_t row = 0) { return {best.data() + row, others.data() + row, code.data() + row}; }
   cplearn::ShardSums sums(std::vector<double>& of_rows) {
@@ -66,7 +67,7 @@ inline void find_bests(const cplearn::Kernels& kernels, std::vector<Shard>& shar
     }
     for (size_t s = 0; s < shards.size(); ++s) {
       shards[s].best[row] = best, shards[s].others[row] = others;
-      if (s != winner) shards[s].code[row] = -1;
+      if (s != winner) shards[s].code[row] = cplearn::kElsewhere;
     }
   }
 }

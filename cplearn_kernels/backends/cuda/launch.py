@@ -48,7 +48,7 @@ emulation: _Emulation | None = None
 def emulated(
     kernels: types.ModuleType, processors: int = 2, span_codes: int = SPAN_CODES, span_products: int = SPAN_PRODUCTS
 ):
-    """For tests: run calls on CPU tensors with the emulated kernels of tests/cuda_emulation."""
+    """For tests: run calls on CPU tensors with the emulated kernels of tests/kernels/cuda/emulation."""
     global emulation
     previous, emulation = emulation, _Emulation(kernels, processors, span_codes, span_products)
     try:

@@ -14,7 +14,7 @@ import torch
 from ...dictionary import Dictionary
 from .launch import PRIOR_NUMBERS, address, call, prior_probs_of
 
-_ELSEWHERE = -1  # csrc/cuda/arguments.h, kElsewhere
+_ELSEWHERE = -1  # csrc/formulas.h, kElsewhere
 
 
 class Shard:

@@ -110,13 +110,13 @@ class SignBlocks {
       : num_features(codes.num_features),
         num_codes(codes.num_codes),
         total_codes(codes.total_codes),
-        words_(divide_up(num_features, 32)),
+        words_(words_of_code(codes)),
         // Larger tables pay once there are enough sums to look up in each: measured, docs/performance.md.
         six_(num_features >= 256),
         block(block_for(num_features, num_codes)),
-        places(six_ ? divide_up(words_ * 32, 24) * 24 : words_ * 32),
+        places(six_ ? ceil_div(words_ * 32, 24) * 24 : words_ * 32),
         row_words_(six_ ? places / 24 * block : 0),
-        column_words_(six_ ? divide_up(block, 24) * places : 0),
+        column_words_(six_ ? ceil_div(block, 24) * places : 0),
         signs(words_ * block + row_words_ + block / 32 * places + column_words_),
         flush_blocks(1),
         codes_(codes) {}

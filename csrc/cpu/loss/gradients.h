@@ -26,7 +26,7 @@ struct BestShares {
       const BestShare share =
           best_share(rows.others[i], of_row[kMassOfOthers * count], of_row[kWeightsOfOthers * count],
                      of_row[kBestPriorWeight * count], beta, of_row[kBestPartnerU * count]);
-      const bool is_here = rows.code[i] >= 0;
+      const bool is_here = rows.code[i] != kElsewhere;
       best_p[lane] = is_here ? share.p : 0, best_weight[lane] = is_here ? share.weight : 0;
       inverse_mass[lane] = share.inverse_mass, weight_sum[lane] = share.weight_sum;
     }

@@ -37,7 +37,7 @@ class LossPass {
         tile_(plan_.block * kLanes),
         group_(padded(plan_.group * tile_)),
         group_codes_(plan_.group * plan_.block),
-        units_(divide_up(group_codes_, kColumnUnit)),
+        units_(ceil_div(group_codes_, kColumnUnit)),
         places_(dictionary.places * kLanes),
         sums_floats_(padded(places_)),
         scratch_floats_(padded(larger(tile_, places_))),
@@ -161,7 +161,7 @@ class LossPass {
 
   // What a row's best code contributes is kept aside, to be added in double precision at the end: near the optimum it
   // is nearly all of B and E, and cancels against sigma B and t B down to the small rest that the other codes give. A
-  // row whose best code is another rank's has code -1 and nothing to be kept aside.
+  // row whose best code is another rank's has nothing to be kept aside.
   void set_best_aside(int view, int64_t item, int64_t round, int64_t b) {
     const int64_t split = item / plan_.tiles, lane0 = (view * plan_.tiles + item % plan_.tiles) * kLanes;
     const int64_t first_code = (plan_.first_block(split, round) + b) * plan_.block;
@@ -280,7 +280,7 @@ static void cplearn_loss(const Blocks& dictionary, const Batch (&views)[2], cons
     }
     return;
   }
-  const RowSums sums(rows.count * kLanes);
+  const RowSums sums(rows);
   row_pass(dictionary, rows, run, sums);
   with_loss_pass(dictionary, rows, sums, request, run, [&](const auto& pass) {
     const int64_t count = 2 * rows.rows;

@@ -39,7 +39,7 @@ struct GradientWeights {
   const float* g;
   const float* column_max;
   Vec beta_ln2;
-  LeveledSum cross_term;
+  LeveledSum cross_term = {};
 
   CPK_INLINE Vec operator()(int64_t k) {
     const Vec pk = load(p + k * kLanes);

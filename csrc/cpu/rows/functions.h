@@ -19,9 +19,8 @@ namespace cplearn::CPK_TARGET {
 template <class Blocks>
 static void projector_logsumexp(const Blocks& dictionary, const Batch& batch, double temperature, const Run& run,
                                 float* out) {
-  const Tiles rows(dictionary, &batch, 1, kLog2E / temperature, run.threads);
-  const RowSums sums(rows.count * kLanes);
-  row_pass(dictionary, rows, run, sums);
+  const SummedRows found(dictionary, batch, temperature, run);
+  const RowSums& sums = found.sums;
   for (int64_t i = 0; i < batch.rows; ++i) out[i] = float(kLn2 * double(sums.best[i]) + log1p(sums.others[i]));
 }
 
@@ -81,10 +80,20 @@ static void means_of_codes(const Blocks& dictionary, const Tiles& rows, const Ro
 template <class Blocks>
 static void mean_assignment(const Blocks& dictionary, const Batch& batch, double temperature, const Run& run,
                             float* out) {
-  const Tiles rows(dictionary, &batch, 1, kLog2E / temperature, run.threads);
-  const RowSums sums(rows.count * kLanes);
-  row_pass(dictionary, rows, run, sums);
-  means_of_codes(dictionary, rows, sums, run, out);
+  const SummedRows found(dictionary, batch, temperature, run);
+  means_of_codes(dictionary, found.rows, found.sums, run, out);
+}
+
+// Adds `sum_j source(j) w_j` over the codes of a block to `into`, by way of float32 sums of this block alone; returns
+// `sum_j source(j)`.
+template <class Blocks, class Source>
+CPK_INLINE Vec add_block(const Blocks& dictionary, Source& source, const uint32_t* signs, float* recent, float* scratch,
+                     double* into) {
+  const int64_t places = dictionary.places * kLanes;
+  memset(recent, 0, sizeof(float) * size_t(places));
+  const Vec sum = dictionary.add_codes(source, signs, recent, scratch);
+  for (int64_t i = 0; i < places; ++i) into[i] += recent[i];
+  return sum;
 }
 
 // What the sums of codes below are weighted with besides p: nothing.
@@ -146,8 +155,10 @@ struct CentredWeights {
 // - (sum_j p_ij v'_ij) B_i]`, where v' is v less its value at the row's best code: the result is the same, and near the
 // optimum, where that code holds nearly all of p, nothing large has to cancel.
 template <class Blocks, class Weights>
-static void sum_codes(const Blocks& dictionary, const Tiles& rows, const RowSums& sums, const Weights& weights,
-                      double scale, const Run& run, float* out) {
+static void sum_codes(const Blocks& dictionary, const SummedRows& found, const Weights& weights, double scale,
+                      const Run& run, float* out) {
+  const Tiles& rows = found.rows;
+  const RowSums& sums = found.sums;
   const Schedule plan(dictionary, rows.count);
   const int64_t block_floats = plan.block * kLanes, places = dictionary.places * kLanes;
   const int64_t scratch_floats = larger(block_floats, places), all = plan.items() * places;
@@ -169,20 +180,14 @@ static void sum_codes(const Blocks& dictionary, const Tiles& rows, const RowSums
     float* my_scratch = scratch + worker * scratch_floats;
     Probabilities<false> sink(sums, t, my_p, plan.codes_in(b));
     dictionary.logits(rows.tile(t), signs, sink, my_scratch);
-    const auto add_codes = [&](auto& source, double* into) {
-      memset(my_recent, 0, sizeof(float) * size_t(places));
-      const Vec sum = dictionary.add_codes(source, signs, my_recent, my_scratch);
-      for (int64_t i = 0; i < places; ++i) into[i] += my_recent[i];
-      return sum;
-    };
     PlainTile plain{my_p};
-    add_codes(plain, total + item * places);
+    add_block(dictionary, plain, signs, my_recent, my_scratch, total + item * places);
     if constexpr (kWeighted) {
       float* my_products = products + worker * block_floats;
       weights.prepare(dictionary, t, signs, my_products);
       CentredWeights<Weights> source{my_p, weights, my_products, b * plan.block, plan.codes_in(b),
                                      load(centre + t * kLanes)};
-      const Vec sum = add_codes(source, weighted + item * places);
+      const Vec sum = add_block(dictionary, source, signs, my_recent, my_scratch, weighted + item * places);
       for (int lane = 0; lane < kLanes; ++lane) weight[item * kLanes + lane] += sum[lane];
     }
   });
@@ -212,32 +217,26 @@ static void sum_codes(const Blocks& dictionary, const Tiles& rows, const RowSums
 template <class Blocks>
 static void expected_code(const Blocks& dictionary, const Batch& batch, double temperature, const Run& run,
                           float* out) {
-  const Tiles rows(dictionary, &batch, 1, kLog2E / temperature, run.threads);
-  const RowSums sums(rows.count * kLanes);
-  row_pass(dictionary, rows, run, sums);
-  sum_codes(dictionary, rows, sums, NoWeights(), 1.0, run, out);
+  const SummedRows found(dictionary, batch, temperature, run);
+  sum_codes(dictionary, found, NoWeights(), 1.0, run, out);
 }
 
 template <class Blocks>
 static void mean_assignment_backward(const Blocks& dictionary, const Batch& batch, const float* upstream,
                                      double temperature, const Run& run, float* grad) {
-  const Tiles rows(dictionary, &batch, 1, kLog2E / temperature, run.threads);
-  const RowSums sums(rows.count * kLanes);
-  row_pass(dictionary, rows, run, sums);
-  sum_codes(dictionary, rows, sums, WeightPerCode{upstream}, 1 / (double(batch.rows) * temperature), run, grad);
+  const SummedRows found(dictionary, batch, temperature, run);
+  sum_codes(dictionary, found, WeightPerCode{upstream}, 1 / (double(batch.rows) * temperature), run, grad);
 }
 
 template <class Blocks>
 static void expected_code_backward(const Blocks& dictionary, const Batch& batch, const float* upstream,
                                    double temperature, const Run& run, float* grad) {
-  const Tiles rows(dictionary, &batch, 1, kLog2E / temperature, run.threads);
-  const RowSums sums(rows.count * kLanes);
-  row_pass(dictionary, rows, run, sums);
+  const SummedRows found(dictionary, batch, temperature, run);
   const Batch upstream_batch{upstream, batch.rows};
   const Tiles upstream_rows(dictionary, &upstream_batch, 1, 1.0, run.threads);
-  Buffer<float> best_code_products(rows.count * kLanes), code(dictionary.places * kLanes);
-  for (int64_t t = 0; t < rows.count; ++t) {
-    dictionary.write_codes(sums.code + t * kLanes, code + 0);
+  Buffer<float> best_code_products(found.rows.count * kLanes), code(dictionary.places * kLanes);
+  for (int64_t t = 0; t < found.rows.count; ++t) {
+    dictionary.write_codes(found.sums.code + t * kLanes, code + 0);
     VecDouble product;
     for (int64_t i = 0; i < dictionary.places * kLanes; i += kLanes) {
       product = product + widened(load(upstream_rows.tile(t) + i) * load(code + i));
@@ -245,7 +244,7 @@ static void expected_code_backward(const Blocks& dictionary, const Batch& batch,
     store(best_code_products + t * kLanes, narrowed(product));
   }
   const WeightPerEntry weights{upstream_rows, best_code_products};
-  sum_codes(dictionary, rows, sums, weights, 1 / temperature, run, grad);
+  sum_codes(dictionary, found, weights, 1 / temperature, run, grad);
 }
 
 }  // namespace cplearn::CPK_TARGET

@@ -27,7 +27,7 @@ struct OnlineMaxSum {
   CPK_INLINE void operator()(int64_t r, Vec (&x)[R]) {
     if (__builtin_expect(r + R > limit, 0)) {
 #pragma GCC unroll 16
-      for (int q = 0; q < R; ++q) x[q] = r + q < limit ? x[q] : broadcast(-3e38f);
+      for (int q = 0; q < R; ++q) x[q] = r + q < limit ? x[q] : broadcast(kNoLogit);
     }
     Vec largest = x[0];
 #pragma GCC unroll 16
@@ -71,13 +71,16 @@ struct RowSums {
   Buffer<float> best, inverse_sum, log2_mean;
   Buffer<int64_t> code;
   Buffer<double> others;
-  explicit RowSums(int64_t lanes) : best(lanes), inverse_sum(lanes), log2_mean(lanes), code(lanes), others(lanes) {}
+  explicit RowSums(const Tiling& tiling) : RowSums(tiling.count * kLanes) {}
 
   void set(int64_t i, float best_, double others_, int64_t code_, bool padding, int64_t total_codes) const {
     best[i] = best_, others[i] = others_, code[i] = code_;
     inverse_sum[i] = padding ? 0.0f : float(1 / (1 + others_));
     log2_mean[i] = padding ? 1e37f : float((log1p(others_) - log(double(total_codes))) * kLog2E);
   }
+
+ private:
+  explicit RowSums(int64_t lanes) : best(lanes), inverse_sum(lanes), log2_mean(lanes), code(lanes), others(lanes) {}
 };
 
 // Calls visit(worker, item, tile, block, signs) for every block of every item, each item by one thread in ascending
@@ -110,7 +113,7 @@ static void row_pass(const Blocks& dictionary, const Tiles& rows, const Run& run
   Buffer<float> best(plan.splits * lanes), scratch(scratch_floats * run.threads);
   Buffer<int64_t> code(plan.splits * lanes);
   Buffer<double> others(plan.splits * lanes);
-  best.fill(-3e38f), code.fill(0), others.fill(0.0);
+  best.fill(kNoLogit), code.fill(0), others.fill(0.0);
 
   visit_items(dictionary, plan, run, false,
               [&](int64_t worker, int64_t item, int64_t tile, int64_t b, const uint32_t* signs) {
@@ -136,5 +139,17 @@ static void row_pass(const Blocks& dictionary, const Tiles& rows, const Run& run
     result.set(i, best[winner], sum, code[winner], rows.is_padding(i), dictionary.total_codes);
   }
 }
+
+// The rows of one batch, and what pass 1 finds of them.
+struct SummedRows {
+  const Tiles rows;
+  const RowSums sums;
+
+  template <class Blocks>
+  SummedRows(const Blocks& dictionary, const Batch& batch, double temperature, const Run& run)
+      : rows(dictionary, &batch, 1, kLog2E / temperature, run.threads), sums(rows) {
+    row_pass(dictionary, rows, run, sums);
+  }
+};
 
 }  // namespace cplearn::CPK_TARGET

@@ -18,16 +18,15 @@ namespace cplearn::CPK_TARGET {
 template <class Blocks>
 static void projector_softmax(const Blocks& dictionary, const Batch& batch, double temperature, const Run& run,
                               float* out) {
-  const Tiles rows(dictionary, &batch, 1, kLog2E / temperature, run.threads);
-  const RowSums sums(rows.count * kLanes);
-  row_pass(dictionary, rows, run, sums);
+  const SummedRows found(dictionary, batch, temperature, run);
+  const Tiles& rows = found.rows;
   const Schedule plan(dictionary, rows.count);
   const int64_t block_floats = plan.block * kLanes;
   Buffer<float> p(block_floats * run.threads), scratch(block_floats * run.threads);
   visit_items(dictionary, plan, run, false,
               [&](int64_t worker, int64_t, int64_t t, int64_t b, const uint32_t* signs) {
     float* my_p = p + worker * block_floats;
-    Probabilities<false> sink(sums, t, my_p, plan.codes_in(b));
+    Probabilities<false> sink(found.sums, t, my_p, plan.codes_in(b));
     dictionary.logits(rows.tile(t), signs, sink, scratch + worker * block_floats);
     const int64_t first_row = t * kLanes, lanes = smaller(kLanes, batch.rows - first_row), count = plan.codes_in(b);
     for (int64_t lane = 0; lane < lanes; ++lane) {
@@ -42,7 +41,7 @@ static void projector_softmax(const Blocks& dictionary, const Batch& batch, doub
 template <class Blocks>
 static void projector_softmax_backward(const Blocks& dictionary, int64_t num_rows, const float* upstream,
                                        const float* p, double temperature, const Run& run, float* grad) {
-  const int64_t tiles = divide_up(num_rows, kLanes), num_codes = dictionary.num_codes;
+  const int64_t tiles = ceil_div(num_rows, kLanes), num_codes = dictionary.num_codes;
   const Schedule plan(dictionary, tiles);
   const int64_t block_floats = plan.block * kLanes, places = dictionary.places * kLanes;
   const int64_t scratch_floats = larger(block_floats, places);
@@ -74,11 +73,9 @@ static void projector_softmax_backward(const Blocks& dictionary, int64_t num_row
         mine[j * kLanes + lane] = float(p[from + j] * (upstream[from + j] - centre[first_row + lane]));
       }
     }
-    float* my_recent = recent + worker * places;
-    memset(my_recent, 0, sizeof(float) * size_t(places));
     PlainTile plain{mine};
-    dictionary.add_codes(plain, signs, my_recent, scratch + worker * scratch_floats);
-    for (int64_t i = 0; i < places; ++i) total[item * places + i] += my_recent[i];
+    add_block(dictionary, plain, signs, recent + worker * places, scratch + worker * scratch_floats,
+              total + item * places);
   });
   in_parallel(run.threads, [&](int64_t worker, int64_t workers) {
     float* result = scratch + worker * scratch_floats;

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "../../addresses.h"
 #include "functions.h"
 #include "runtime.h"
 
@@ -16,14 +17,8 @@ namespace py = pybind11;
 namespace cplearn::cuda {
 namespace {
 
-using Address = uintptr_t;
 // (address, dtype, row stride, column stride)
 using View = std::tuple<Address, int, int64_t, int64_t>;
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
 
 Batch batch_of(const Dictionary& d, const std::vector<View>& views, int64_t rows) {
   Batch batch{};
@@ -48,8 +43,8 @@ size_t called(const Device& device, Address memory, const Run& run) {
 Dictionary make_dictionary(int kind, int64_t num_features, int64_t num_codes, uint64_t seed, int log2_block,
                            Address positions, Address coordinate_at, Address packed, int64_t first_code,
                            std::optional<int64_t> total_codes) {
-  const Codes codes{CodeKind(kind), num_features, num_codes, seed, log2_block, at<const int32_t>(positions),
-                    at<const uint32_t>(packed), first_code, total_codes.value_or(num_codes)};
+  const Codes codes = codes_at(kind, num_features, num_codes, seed, log2_block, positions, packed, first_code,
+                               total_codes.value_or(num_codes));
   return {codes, {at<const int32_t>(positions), at<const int32_t>(coordinate_at)}};
 }
 
@@ -61,12 +56,11 @@ RowSums row_sums_at(const RowSumsAt& addresses) {
   return {at<double>(best), at<double>(others), at<int32_t>(code)};
 }
 
-constexpr int kRowScalars = 5;
-
-// (kRowScalars, rows)
+// (RowScalar, rows)
 RowScalars row_scalars_at(Address address, int64_t rows) {
   double* const first = at<double>(address);
-  return {first, first + rows, first + 2 * rows, first + 3 * rows, first + 4 * rows};
+  return {first + kCrossTerm * rows, first + kMassOfOthers * rows, first + kWeightsOfOthers * rows,
+          first + kBestPriorWeight * rows, first + kBestPartnerU * rows};
 }
 
 }  // namespace
@@ -145,7 +139,7 @@ void bind(py::module_& m) {
     });
   });
 
-  m.attr("ROW_SCALARS") = kRowScalars;
+  m.attr("ROW_SCALARS") = int(kRowScalars);
   m.def("row_sums", [](const Device& device, Address memory, D d, Views views, int64_t rows, double temperature,
                        const RowSumsAt& out) {
     return called(device, memory, [&](Call& call) {

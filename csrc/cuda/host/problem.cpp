@@ -7,7 +7,6 @@
 namespace cplearn::cuda {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 constexpr int64_t kMostWaves = 4;  // rounds of thread blocks; more parts than that only take memory
@@ -40,35 +39,39 @@ Problem::Problem(Call& call_, const Codes& codes_, const Places& places_, const 
   sum_rows_ = passes.in_memory ? round_up(total, 16) : total;
   if (passes.in_memory) {
     width_ = round_up(codes.num_features, 128);
-    uint32_t* const high = call.take<uint32_t>(sum_rows_ * width_ / 2);
-    uint32_t* const low = call.take<uint32_t>(sum_rows_ * width_ / 2);
-    float* const scales = call.take<float>(total);
-    prepare_halves(call, batch, factor, width_, high, low, scales);
-    halves_ = {high, low, scales, total, width_, width_, 1, true};
+    halves_ = take_halves(batch, factor);
     bits_ = call.take<uint32_t>(columns_ * (width_ / 32));
     products_ = call.take<float>(total * columns_);
     tile.rows = products_, tile.stride = columns_;
   } else {
     width_ = passes.block;
-    rows_ = call.take<float>(total * width_);
-    prepare_rows(call, batch, factor, codes.log2_block, places.coordinate_at, rows_);
+    rows_ = take_rows(batch, factor);
     signs_ = call.take<uint32_t>(columns_ / 32);
     tile.rows = rows_, tile.signs = signs_;
   }
 }
 
+Halves Problem::take_halves(const Batch& from, double factor) {
+  uint32_t* const high = call.take<uint32_t>(sum_rows_ * width_ / 2);
+  uint32_t* const low = call.take<uint32_t>(sum_rows_ * width_ / 2);
+  float* const scales = call.take<float>(total);
+  prepare_halves(call, from, factor, width_, high, low, scales);
+  return {high, low, scales, total, width_, width_, 1, true};
+}
+
+float* Problem::take_rows(const Batch& from, double factor) {
+  float* const rows = call.take<float>(total * width_);
+  prepare_rows(call, from, factor, codes.log2_block, places.coordinate_at, rows);
+  return rows;
+}
+
 void Problem::add_second(const Batch& second) {
   if (passes.in_memory) {
-    uint32_t* const high = call.take<uint32_t>(sum_rows_ * width_ / 2);
-    uint32_t* const low = call.take<uint32_t>(sum_rows_ * width_ / 2);
-    float* const scales = call.take<float>(total);
-    prepare_halves(call, second, 1.0, width_, high, low, scales);
-    second_halves_ = {high, low, scales, total, width_, width_, 1, true};
+    second_halves_ = take_halves(second, 1.0);
     second_products_ = call.take<float>(total * columns_);
     prepared_ = -1;
   } else {
-    second_rows_ = call.take<float>(total * width_);
-    prepare_rows(call, second, 1.0, codes.log2_block, places.coordinate_at, second_rows_);
+    second_rows_ = take_rows(second, 1.0);
   }
 }
 
@@ -183,23 +186,24 @@ void Problem::add_weighted(const Span& span, WeightedKernel kernel, WeightedCode
   a.sums = sums_, a.mass = mass_, a.weight = weight_, a.cross_term = cross_term_;
   a.best_weight = best_weight, a.best_partner = best_partner;
   passes.weighted_codes(call, a, kernel, sums_cut_.parts);
-  if (!passes.in_memory || kernel == WeightedKernel::kValue) return;
-  const int64_t skipped = a.weights == Weights::kNone ? sum_rows_ : 0, width = codes.num_features;
-  const Halves weights{tile.high + skipped * columns_ / 2, tile.low + skipped * columns_ / 2,
-                       tile.scales + skipped * (columns_ / 128), 2 * sum_rows_ - skipped,
-                       blocks(span) * passes.block, columns_, columns_ / 128, false};
-  add_sign_gemm(call, weights, {transposed_, width}, product_splits_, sums_ + skipped * width,
-                   2 * sum_rows_ * width);
+  if (kernel == WeightedKernel::kValue) return;
+  if (a.weights == Weights::kNone) add_stored(span, sum_rows_, sum_rows_);
+  else add_stored(span, 0, 2 * sum_rows_);
 }
 
 void Problem::add_given(const Span& span, const float* p, const float* v, int64_t stride, const double* centre) {
   passes.given_weights(call, {tile, span, total, sums_cut_.size, p + span.first, v + span.first, stride, centre, sums_},
                        sums_cut_.parts);
+  add_stored(span, 0, total);
+}
+
+void Problem::add_stored(const Span& span, int64_t first, int64_t rows) {
   if (!passes.in_memory) return;
   const int64_t width = codes.num_features;
-  const Halves weights{tile.high, tile.low, tile.scales, total, blocks(span) * passes.block, columns_, columns_ / 128,
-                       false};
-  add_sign_gemm(call, weights, {transposed_, width}, product_splits_, sums_, 2 * sum_rows_ * width);
+  const Halves weights{tile.high + first * columns_ / 2, tile.low + first * columns_ / 2,
+                       tile.scales + first * (columns_ / 128), rows, blocks(span) * passes.block, columns_,
+                       columns_ / 128, false};
+  add_sign_gemm(call, weights, {transposed_, width}, product_splits_, sums_ + first * width, 2 * sum_rows_ * width);
 }
 
 FinishRows Problem::parts_of_rows(double beta) const {

@@ -68,6 +68,11 @@ class Problem {
 
  private:
   void prepare(const Span& span);
+  // Rows as the tiles want them, times `factor`: independent codes, Hadamard.
+  Halves take_halves(const Batch& from, double factor);
+  float* take_rows(const Batch& from, double factor);
+  // The sums of codes with the weights that lie in memory, rows first … first + rows - 1 of them.
+  void add_stored(const Span& span, int64_t first, int64_t rows);
   void multiply(const Halves& rows, const Span& span, float* products);
   FinishRows parts_of_rows(double beta) const;
   FinishSums parts_of_sums() const;

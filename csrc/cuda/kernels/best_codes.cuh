@@ -14,7 +14,6 @@
 
 namespace cplearn::cuda {
 
-constexpr float kNoLogit = -3e38f;
 constexpr int32_t kNoCode = 0x7fffffff;
 
 // Threads of a block of the passes without a partner, for a tile of any size.

@@ -7,11 +7,14 @@
 
 namespace cplearn::cuda {
 
+// Bit k % 128; without an index into the words, which would put them into memory.
+__device__ __forceinline__ uint32_t bit_of(const PhiloxWords& words, uint32_t k) {
+  const uint32_t which = k / 32 % 4, *w = words.word;
+  return (which == 0 ? w[0] : which == 1 ? w[1] : which == 2 ? w[2] : w[3]) >> (k % 32) & 1;
+}
+
 __device__ __forceinline__ uint32_t sign_bit(uint64_t seed, PhiloxStream stream, uint64_t index, uint32_t k) {
-  const PhiloxWords words = sign_words(seed, stream, index, k / 128);
-  const uint32_t which = k / 32 % 4;
-  const uint32_t word = which == 0 ? words.word[0] : which == 1 ? words.word[1] : which == 2 ? words.word[2] : words.word[3];
-  return word >> (k % 32) & 1;
+  return bit_of(sign_words(seed, stream, index, k / 128), k);
 }
 
 __device__ __forceinline__ uint32_t parity(uint32_t x) {
@@ -29,7 +32,7 @@ __device__ __forceinline__ float code_sign(const Codes& codes, int64_t code, int
   const uint64_t index = generated_index(codes, code);
   uint32_t bit;
   if (codes.kind == CodeKind::kPacked) {
-    bit = codes.packed[code * ((codes.num_features + 31) / 32) + k / 32] >> (k % 32) & 1;
+    bit = codes.packed[code * words_of_code(codes) + k / 32] >> (k % 32) & 1;
   } else if (codes.kind == CodeKind::kRademacher) {
     bit = sign_bit(codes.seed, kStreamRademacher, index, uint32_t(k));
   } else {

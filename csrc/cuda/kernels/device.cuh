@@ -1,6 +1,6 @@
 // What the kernels use of a GPU beyond plain C++: barriers, warp operations, shared memory, halves, the tensor cores.
 //
-// With CPK_EMULATE the same names come from the thread model of tests/cuda_emulation, on the host.
+// With CPK_EMULATE the same names come from the thread model of tests/kernels/cuda/emulation, on the host.
 #pragma once
 
 #include <cstdint>
@@ -98,3 +98,14 @@ __device__ __forceinline__ Shared shared_memory() { return Shared(reinterpret_ca
 
 }  // namespace cplearn::cuda
 #endif
+
+namespace cplearn::cuda {
+
+// The sum over a warp, in all of its lanes.
+template <class T>
+__device__ __forceinline__ T warp_sum(T value) {
+  for (int mask = 1; mask < 32; mask <<= 1) value += shuffle_xor(value, mask);
+  return value;
+}
+
+}  // namespace cplearn::cuda

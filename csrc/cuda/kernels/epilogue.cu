@@ -8,8 +8,6 @@ namespace {
 
 constexpr int kThreads = 128;
 
-dim3 blocks_for(int64_t items) { return {unsigned(ceil_div(items, kThreads))}; }
-
 __device__ int64_t global_thread() { return int64_t(blockIdx.x) * kThreads + threadIdx.x; }
 
 struct MergeBestArguments {
@@ -108,7 +106,7 @@ __global__ void __launch_bounds__(kThreads) finish_columns_kernel(const FinishCo
     terms += mean * g;
   }
   if (a.prior == nullptr) return;
-  for (int mask = 1; mask < 32; mask <<= 1) terms += shuffle_xor(terms, mask);
+  terms = warp_sum(terms);
   if (threadIdx.x % 32 == 0) a.prior[global_thread() / 32] += terms;
 }
 
@@ -176,18 +174,11 @@ __global__ void __launch_bounds__(kLossThreads) finish_loss_kernel(const FinishL
   double cross_term = 0, prior = 0;
   for (int32_t row = int32_t(threadIdx.x); row < a.total; row += kLossThreads) cross_term += a.cross_term[row];
   for (int part = int(threadIdx.x); part < kPriorParts; part += kLossThreads) prior += a.prior[part];
-  for (int mask = 1; mask < 32; mask <<= 1) {
-    cross_term += shuffle_xor(cross_term, mask);
-    prior += shuffle_xor(prior, mask);
-  }
+  cross_term = warp_sum(cross_term), prior = warp_sum(prior);
   if (lane == 0) a.scratch[warp] = cross_term, a.scratch[kWarps + warp] = prior;
   sync_block();
   if (warp != 0) return;
-  cross_term = a.scratch[lane], prior = a.scratch[kWarps + lane];
-  for (int mask = 1; mask < 32; mask <<= 1) {
-    cross_term += shuffle_xor(cross_term, mask);
-    prior += shuffle_xor(prior, mask);
-  }
+  cross_term = warp_sum(a.scratch[lane]), prior = warp_sum(a.scratch[kWarps + lane]);
   if (lane != 0) return;
   if (a.prior_sum != nullptr) {
     *a.prior_sum = prior;
@@ -223,17 +214,17 @@ __global__ void __launch_bounds__(kThreads) finish_scores_kernel(const RowResult
 
 void merge_best(const Call& call, const float* best, const double* others, const int32_t* code, int parts, int32_t total,
                 bool first, bool last, int64_t total_codes, const RowState& state) {
-  launch("merge_best", merge_best_kernel, blocks_for(total), kThreads, 0, call,
+  launch("merge_best", merge_best_kernel, blocks_for(total, kThreads), kThreads, 0, call,
          MergeBestArguments{best, others, code, parts, total, first, last, total_codes, state});
 }
 
 void write_row_sums(const Call& call, const RowState& state, int32_t total, const RowSums& out) {
-  launch("write_row_sums", write_row_sums_kernel, blocks_for(total), kThreads, 0, call,
+  launch("write_row_sums", write_row_sums_kernel, blocks_for(total, kThreads), kThreads, 0, call,
          RowSumsArguments{state, out, total, 0});
 }
 
 void read_row_sums(const Call& call, const RowSums& sums, int32_t total, int64_t total_codes, const RowState& state) {
-  launch("read_row_sums", read_row_sums_kernel, blocks_for(total), kThreads, 0, call,
+  launch("read_row_sums", read_row_sums_kernel, blocks_for(total, kThreads), kThreads, 0, call,
          RowSumsArguments{state, sums, total, total_codes});
 }
 
@@ -243,17 +234,17 @@ void finish_columns(const Call& call, const FinishColumns& a) {
 }
 
 void copy_columns(const Call& call, const float* from, int64_t count, int64_t stride, float* to) {
-  launch("copy_columns", copy_columns_kernel, blocks_for(stride), kThreads, 0, call,
+  launch("copy_columns", copy_columns_kernel, blocks_for(stride, kThreads), kThreads, 0, call,
          CopyColumnsArguments{from, count, stride, to});
 }
 
 void finish_rows(const Call& call, const FinishRows& a) {
-  launch("finish_rows", finish_rows_kernel, blocks_for(a.total), kThreads, 0, call, a);
+  launch("finish_rows", finish_rows_kernel, blocks_for(a.total, kThreads), kThreads, 0, call, a);
 }
 
 void share_rows(const Call& call, const double* others, const RowScalars& scalars, int32_t total, double beta,
                 BestShare* shares) {
-  launch("share_rows", share_rows_kernel, blocks_for(total), kThreads, 0, call,
+  launch("share_rows", share_rows_kernel, blocks_for(total, kThreads), kThreads, 0, call,
          ShareRowsArguments{others, scalars, total, beta, shares});
 }
 
@@ -271,12 +262,12 @@ void finish_prior(Call& call, const double* prior, double* out) {
 }
 
 void finish_logsumexp(const Call& call, const RowState& rows, int32_t total, float* out) {
-  launch("finish_logsumexp", finish_logsumexp_kernel, blocks_for(total), kThreads, 0, call,
+  launch("finish_logsumexp", finish_logsumexp_kernel, blocks_for(total, kThreads), kThreads, 0, call,
          RowResultArguments{rows, total, out, nullptr});
 }
 
 void finish_scores(const Call& call, const RowState& rows, int32_t total, float* scores, int64_t* codes) {
-  launch("finish_scores", finish_scores_kernel, blocks_for(total), kThreads, 0, call,
+  launch("finish_scores", finish_scores_kernel, blocks_for(total, kThreads), kThreads, 0, call,
          RowResultArguments{rows, total, scores, codes});
 }
 

@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "../../codes.h"
 #include "../call.h"
 #include "device.cuh"
 
@@ -47,6 +48,7 @@ inline void launch_zeros(const char* name, void* p, size_t bytes, const Call& ca
 
 #endif
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// A grid with a thread for each item.
+inline dim3 blocks_for(int64_t items, int threads) { return {unsigned(ceil_div(items, threads))}; }
 
 }  // namespace cplearn::cuda

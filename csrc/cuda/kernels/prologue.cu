@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kThreads) products_at_best_kernel(const Produc
   for (int32_t k = here.lane; k < a.batch.num_features; k += 32) {
     sum += double(element(a.batch, here.row, k)) * double(code_sign(a.codes, code, k));
   }
-  for (int mask = 1; mask < 32; mask <<= 1) sum += shuffle_xor(sum, mask);
+  sum = warp_sum(sum);
   if (here.exists && here.lane == 0) a.out[here.row] = float(sum);
 }
 
@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kThreads) row_dots_kernel(const DotsArguments 
   for (int64_t j = here.lane; j < a.num_codes; j += 32) {
     sum += double(a.p[here.row * a.num_codes + j]) * double(a.v[here.row * a.num_codes + j]);
   }
-  for (int mask = 1; mask < 32; mask <<= 1) sum += shuffle_xor(sum, mask);
+  sum = warp_sum(sum);
   if (here.exists && here.lane == 0) a.out[here.row] = sum;
 }
 
@@ -183,7 +183,7 @@ void products_at_best(const Call& call, const Batch& batch, const Codes& codes, 
 void fill_with_zeros(const Call& call, void* p, size_t bytes) { launch_zeros("fill_with_zeros", p, bytes, call); }
 
 void gather_at_best(const Call& call, const float* per_code, const int32_t* code, int32_t rows, float* out) {
-  launch("gather_at_best", gather_kernel, {unsigned(ceil_div(rows, kThreads))}, kThreads, 0, call,
+  launch("gather_at_best", gather_kernel, blocks_for(rows, kThreads), kThreads, 0, call,
          GatherArguments{per_code, code, rows, out});
 }
 

@@ -35,9 +35,7 @@ __global__ void __launch_bounds__(kThreads) block_signs_kernel(const BlockSignsA
       group = k / 128;
       words = sign_words(a.codes.seed, kStreamHadamardSigns, uint64_t(a.first + block), uint32_t(group));
     }
-    const int which = k / 32 % 4;
-    const uint32_t from = which == 0 ? words.word[0] : which == 1 ? words.word[1] : which == 2 ? words.word[2] : words.word[3];
-    word |= (from >> (k % 32) & 1) << e;
+    word |= bit_of(words, uint32_t(k)) << e;
   }
   a.out[item] = word;
 }
@@ -59,7 +57,7 @@ __global__ void __launch_bounds__(kThreads) code_bits_kernel(const CodeBitsArgum
   const uint64_t index = generated_index(a.codes, code);
   PhiloxWords words{};
   if (a.codes.kind == CodeKind::kPacked) {
-    const int64_t per_code = (a.codes.num_features + 31) / 32;
+    const int64_t per_code = words_of_code(a.codes);
     for (int i = 0; i < 4; ++i) {
       words.word[i] = group * 4 + i < per_code ? a.codes.packed[code * per_code + group * 4 + i] : 0;
     }
@@ -102,24 +100,22 @@ __global__ void __launch_bounds__(kThreads) transposed_bits_kernel(const Transpo
   if (inside && k < a.num_features) a.out[k * (a.columns / 32) + code_word] = result;
 }
 
-dim3 blocks_for(int64_t items) { return {unsigned(ceil_div(items, kThreads))}; }
-
 }  // namespace
 
 void block_signs(const Call& call, const Codes& codes, int64_t first, int64_t blocks, const int32_t* coordinate_at,
                  uint32_t* out) {
-  launch("block_signs", block_signs_kernel, blocks_for(blocks << (codes.log2_block - 5)), kThreads, 0, call,
+  launch("block_signs", block_signs_kernel, blocks_for(blocks << (codes.log2_block - 5), kThreads), kThreads, 0, call,
          BlockSignsArguments{codes, (codes.first_code >> codes.log2_block) + first, blocks, coordinate_at, out});
 }
 
 void code_bits(const Call& call, const Codes& codes, int64_t first, int64_t columns, int64_t width, uint32_t* out) {
-  launch("code_bits", code_bits_kernel, blocks_for(columns * (width / 128)), kThreads, 0, call,
+  launch("code_bits", code_bits_kernel, blocks_for(columns * (width / 128), kThreads), kThreads, 0, call,
          CodeBitsArguments{codes, first, columns, width, out});
 }
 
 void transposed_bits(const Call& call, const uint32_t* bits, int64_t columns, int64_t width, int64_t num_features,
                      uint32_t* out) {
-  launch("transposed_bits", transposed_bits_kernel, blocks_for(columns / 32 * (width / 32) * 32), kThreads, 0, call,
+  launch("transposed_bits", transposed_bits_kernel, blocks_for(columns / 32 * (width / 32) * 32, kThreads), kThreads, 0, call,
          TransposeArguments{bits, columns, width, num_features, out});
 }
 

@@ -1,6 +1,6 @@
 """Tests of the CUDA backend: bits, agreement with the oracle, memory, bad input. In emulation without a GPU.
 
-In emulation the kernel sources run under the thread model of tests/cuda_emulation, which fails a test that reads shared
+In emulation the kernel sources run under the thread model of tests/kernels/cuda/emulation, which fails a test that reads shared
 memory no barrier separates from its write, waits at a barrier that others never reach, or reads what nobody wrote.
 """
 

@@ -1,4 +1,4 @@
-// CUDA's thread model on the host: what csrc/cuda/device.cuh takes from the compiler and the device on a GPU comes from
+// CUDA's thread model on the host: what csrc/cuda/kernels/device.cuh takes from the compiler and the device on a GPU comes from
 // here when CPK_EMULATE is defined, so that the very same kernel sources run and are tested without one.
 //
 // The threads of a block are fibers that run one at a time and give way at barriers and shuffles; blocks run one after
@@ -78,7 +78,7 @@ void shared_store(int word, float value);
 #define gridDim (::cplearn::emulation::grid_size())
 #define blockDim (::cplearn::emulation::block_size())
 
-// What csrc/cuda/device.cuh promises the kernels.
+// What csrc/cuda/kernels/device.cuh promises the kernels.
 namespace cplearn::cuda {
 
 inline void sync_block() { emulation::wait_for_block(); }

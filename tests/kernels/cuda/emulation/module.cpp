@@ -1,10 +1,11 @@
 // The Python module of the emulated kernels: what cplearn_kernels._core.cuda is on a GPU, on CPU tensors.
-#include "../../csrc/cuda/bindings.h"
-#include "../../csrc/cuda/call.h"
-#include "../../csrc/cuda/runtime.h"
 #include "emulation.h"
 
 #include <pybind11/stl.h>
+
+#include "cuda/call.h"
+#include "cuda/host/bindings.h"
+#include "cuda/host/runtime.h"
 
 namespace cplearn::cuda {
 
@@ -15,7 +16,7 @@ void use_device(int) {}
 }  // namespace cplearn::cuda
 
 PYBIND11_MODULE(_cuda_emulated, m) {
-  m.doc() = "The CUDA kernels under the thread model of tests/cuda_emulation.";
+  m.doc() = "The CUDA kernels under the thread model of tests/kernels/cuda/emulation.";
   cplearn::cuda::bind(m);
   m.def("set_order", &cplearn::emulation::set_order, "0: threads take turns ascending; 1: descending; else a seed");
   m.def("gaps", [] { return cplearn::cuda::Call::gaps(); },

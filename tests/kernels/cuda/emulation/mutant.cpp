@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "passes.h"
+#include "cuda/passes.h"
 
 #define CPK_JOIN_NOW(a, b) a##b
 #define CPK_JOIN(a, b) CPK_JOIN_NOW(a, b)
