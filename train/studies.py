@@ -151,7 +151,7 @@ def collect(name: str, runs: list[Run], command: str, data_name: str, machine: d
     arms = []
     for arm in study.arms:
         mine = [run for run in runs if run.arm is arm]
-        # Seconds belong to a machine on which other runs went on at the same time: bench.train_step measures those.
+        # Seconds belong to a machine on which other runs went on at the same time: bench.training.train_step measures those.
         kept = [{key: value for key, value in run.summary().items() if "second" not in key and "_of_step" not in key}
                 for run in mine]
         arms.append({"label": arm.label, "options": {**arm.options},

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.formulas import authors_loss, tidy_loss
-from bench.rows import COLUMN_TITLES, FORMULAS, LIBRARY, ONE_THREAD, Row
+from bench.cases import COLUMN_TITLES, FORMULAS, LIBRARY, ONE_THREAD, Row
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

@@ -1,4 +1,4 @@
-"""The benchmark of `cplearn_loss`: time and peak memory of every row and column of `bench.rows`.
+"""The benchmark of `cplearn_loss`: time and peak memory of every row and column of `bench.cases`.
 
 `pytest bench/ --benchmark` measures. Without the option every benchmark runs once on a shrunk row and checks that all
 columns give the same loss and the same gradient.
@@ -10,10 +10,10 @@ from functools import partial
 
 import pytest
 
-from bench.agreement import compare, limit_of, oracle
-from bench.columns import Problem, build_loss, forward, forward_backward
+from bench.accuracy import compare, limit_of, oracle
+from bench.implementations import Problem, build_loss, forward, forward_backward
 from bench.memory import probe, probe_in_fresh_process
-from bench.rows import LIBRARY, LINEAR_BARS, MEGABYTE, ROWS, LinearBar, Row, row_named
+from bench.cases import LIBRARY, LINEAR_BARS, MEGABYTE, ROWS, LinearBar, Row, row_named
 from bench.timing import alternate
 
 # Raised inside torch by torch.compile; nothing here calls torch.jit.

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.compiled import SOURCES, json_lines, report
+from bench.micro.compiled import SOURCES, json_lines, report
 
 SOURCE = SOURCES / "sign_products.cpp"
 _CODES, _ROWS = 512, 128
@@ -63,7 +63,7 @@ def table(record: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measures, writes and prints."""
-    parser = argparse.ArgumentParser(prog="python -m bench.sign_products", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.micro.sign_products", description=__doc__.splitlines()[0])
     parser.add_argument("--compiler", default="c++", help="C++ compiler, GCC or Clang (default: c++)")
     parser.add_argument("--json", type=Path, default=None, help="results file (default: in bench/results)")
     parser.add_argument("--show", type=Path, default=None, metavar="FILE", help="print the table of a results file only")

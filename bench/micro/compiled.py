@@ -13,7 +13,7 @@ from typing import Any, Callable
 from bench.machine import describe, slug
 from bench.results import RESULTS
 
-SOURCES = Path(__file__).resolve().parent.parent / "csrc" / "bench"
+SOURCES = Path(__file__).resolve().parents[2] / "csrc" / "bench"
 
 
 class CompilerError(RuntimeError):

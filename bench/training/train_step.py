@@ -1,7 +1,7 @@
 """Measures how a training step divides into views, encoder forward, loss, encoder backward and optimiser.
 
-    python -m bench.train_step                       # ResNet-8, CPLearn with 2^14 and 2^20 codes, about a minute
-    python -m bench.train_step --show FILE.json      # the tables of an earlier run
+    python -m bench.training.train_step                       # ResNet-8, CPLearn with 2^14 and 2^20 codes, about a minute
+    python -m bench.training.train_step --show FILE.json      # the tables of an earlier run
 
 The step is that of `train.loop` on views of `train.augment.TwoViews` with the recipe for CIFAR-10, and its stopwatch
 waits for a GPU at the end of each part. "views" includes fetching the batch from the data set; "loss" is its forward
@@ -213,7 +213,7 @@ def positive(text: str) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measures, prints, writes; status 1 if --require-bars finds a bar missed or not measured, 2 on bad input."""
-    parser = argparse.ArgumentParser(prog="python -m bench.train_step", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.training.train_step", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--method", nargs="+", choices=list(methods.METHODS), default=["cplearn"], help="methods to time (cplearn)")
     add("--codes", nargs="+", type=positive, default=[1 << 14, 1 << 20], metavar="C", help="values of c (2^14, 2^20)")
@@ -241,7 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
             write_json(path, record)
             print(f"\nwritten: {path.name}")
     except (InputError, ResultsError, OSError) as error:
-        print(f"bench.train_step: {error}", file=sys.stderr)
+        print(f"bench.training.train_step: {error}", file=sys.stderr)
         return 2
     return int(given.require_bars and not all(bar["met"] for bar in record["bars"]))
 

@@ -1,10 +1,10 @@
-"""Judges measured rows by the bars of `bench.rows`."""
+"""Judges measured rows by the bars of `bench.cases`."""
 
 from __future__ import annotations
 
 from typing import Any, Iterable, Mapping
 
-from bench.rows import LIBRARY, LINEAR_BARS, MEGABYTE, MEMORY_BARS, ROWS, LinearBar, MemoryBar, RateBar, Row
+from bench.cases import LIBRARY, LINEAR_BARS, MEGABYTE, MEMORY_BARS, ROWS, LinearBar, MemoryBar, RateBar, Row
 
 
 def judge(

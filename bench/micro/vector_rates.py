@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.compiled import SOURCES, json_lines, report
+from bench.micro.compiled import SOURCES, json_lines, report
 
 SOURCE = SOURCES / "vector_rates.cpp"
 
@@ -24,7 +24,7 @@ def table(record: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measures, writes and prints."""
-    parser = argparse.ArgumentParser(prog="python -m bench.vector_rates", description=" ".join(__doc__.split()))
+    parser = argparse.ArgumentParser(prog="python -m bench.micro.vector_rates", description=" ".join(__doc__.split()))
     parser.add_argument("--compiler", default="c++", help="C++ compiler, GCC or Clang (default: c++)")
     parser.add_argument("--json", type=Path, default=None, help="results file (default: in bench/results)")
     given = parser.parse_args(arguments)

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from bench.columns import Problem
+from bench.implementations import Problem
 from bench.formulas import tidy_loss
-from bench.rows import FORMULAS
+from bench.cases import FORMULAS
 
 
 @dataclass(frozen=True)
