@@ -9,7 +9,7 @@ and its gradient with respect to the embeddings. Images are random uint8 unless 
 depends on what they show. The cases (values of c, other methods) take turns, in alternating direction; a turn is a few
 steps, and a share is formed within a turn, so that what slows a whole turn cancels. The JSON:
 
-    {"schema": 1, "benchmark": "train_step", "machine": `bench.machine.describe`'s, and "gpu",
+    {"schema": 1, "benchmark": "train_step", "machine": `train.machine.describe`'s, and "gpu",
      "settings": {"device", "batch_size", "num_features", "backbone", "precision", "images", "rounds", "steps"},
      "rows": [{"name", "method", "num_codes", "backend", "step": {"seconds": one number per round, and their spread},
                "parts": {part: {"share": one number per round, and their spread}}}],
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from bench.gpu_record import write_json
-from bench.machine import describe, slug
+from train.machine import describe, slug
 from bench.results import RESULTS, ResultsError
 from bench.timing import alternate, spread
 from cplearn_kernels.backends import select

@@ -220,7 +220,7 @@ def run_studies(options: argparse.Namespace, command: str) -> int:
         runs = {run.folder: run for study in studies.values() for run in study}
         print("\n".join(shlex.join(run.command(options.threads)) for run in runs.values() if run.summary() is None))
         return 0
-    from bench import machine  # the checkout's: a package that is installed has neither bench nor train
+    from train import machine
 
     described, failed = machine.describe(options.threads), False
     signal.signal(signal.SIGTERM, signal.default_int_handler)

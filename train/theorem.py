@@ -181,7 +181,7 @@ def run(settings: Settings, kinds: list[str], codes: list[int], output: Path, co
             problem(settings, kind, num_codes)
     if not output.parent.is_dir():
         raise InputError(f"--output was {output}, expected a file in a folder that exists.")
-    from bench import machine
+    from train import machine
 
     results = {"command": command, "settings": asdict(settings),
                "machine": machine.describe(torch.get_num_threads()), "points": []}  # fmt: skip
