@@ -1,4 +1,4 @@
-"""`python -m train.study_figures FILE.json PICTURE.png`: the measures of a study's arms, and their intervals, drawn."""
+"""`python -m experiments.studies.figures FILE.json PICTURE.png`: the measures of a study's arms, and their intervals, drawn."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.studies.tables import half_interval, read_study, values
 from train.errors import InputError
-from train.study_tables import half_interval, read_study, values
 
 PANELS = (
     ("accuracy", ("linear_probe", "knn")),
@@ -64,8 +64,13 @@ def _points(axes: Axes, x: np.ndarray, arms: list[dict[str, Any]], measure: str,
 
 def _threshold(axes: Axes, arms: list[dict[str, Any]], measure: str) -> None:
     """A line where a verdict judges this measure by the same threshold in every run."""
-    levels = {verdict["threshold"] for arm in arms for run in arm["runs"] for verdict in run["verdicts"].values()
-              if verdict.get("measure") == measure}
+    levels = {
+        verdict["threshold"]
+        for arm in arms
+        for run in arm["runs"]
+        for verdict in run["verdicts"].values()
+        if verdict.get("measure") == measure
+    }
     if len(levels) == 1:
         scale = math.sqrt(arms[0]["runs"][0]["num_features"]) if measure == "embedding_std" else 1.0
         axes.axhline(levels.pop() * scale, color="#777777", ls="--", lw=1, label="collapsed below")
@@ -81,8 +86,8 @@ def _seeds(arms: list[dict[str, Any]]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; its exit status (0, or 2 for a file that is no study or a picture that cannot be written)."""
-    parser = argparse.ArgumentParser(prog="python -m train.study_figures", description=__doc__)
-    parser.add_argument("file", type=Path, metavar="FILE.json", help="written by python -m train.studies")
+    parser = argparse.ArgumentParser(prog="python -m experiments.studies.figures", description=__doc__)
+    parser.add_argument("file", type=Path, metavar="FILE.json", help="written by python -m experiments.studies")
     parser.add_argument("picture", type=Path, metavar="PICTURE.png", help="where to draw it")
     options = parser.parse_args(arguments)
     try:
@@ -92,8 +97,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     except (OSError, ValueError) as error:
-        print(f"error: The picture was {options.picture}, expected a file that can be written, with the ending of a "
-              f"kind of picture ({error}).", file=sys.stderr)
+        print(
+            f"error: The picture was {options.picture}, expected a file that can be written, with the ending of a "
+            f"kind of picture ({error}).",
+            file=sys.stderr,
+        )
         return 2
     return 0
 

@@ -1,4 +1,4 @@
-"""`python -m train.study_tables FILE.json ...`: tables of studies in Markdown, means and intervals over the seeds."""
+"""`python -m experiments.studies.tables FILE.json ...`: tables of studies in Markdown, means and intervals over the seeds."""
 
 from __future__ import annotations
 
@@ -15,10 +15,19 @@ from scipy import stats
 from train.errors import InputError
 
 MEASURES = {
-    "linear_probe": "linear probe", "knn": "k-NN", "nmi": "NMI", "ami": "AMI", "kmeans_nmi": "k-means NMI",
-    "view_agreement": "view agreement", "codes_used": "clusters used", "perplexity": "perplexity",
-    "effective_rank": "effective rank", "embedding_std": "std × √f", "mixture_scatter_10": "scatter, K = 10",
-    "mixture_scatter_200": "scatter, K = 200", "mixture_entropy_10": "entropy, K = 10",
+    "linear_probe": "linear probe",
+    "knn": "k-NN",
+    "nmi": "NMI",
+    "ami": "AMI",
+    "kmeans_nmi": "k-means NMI",
+    "view_agreement": "view agreement",
+    "codes_used": "clusters used",
+    "perplexity": "perplexity",
+    "effective_rank": "effective rank",
+    "embedding_std": "std × √f",
+    "mixture_scatter_10": "scatter, K = 10",
+    "mixture_scatter_200": "scatter, K = 200",
+    "mixture_entropy_10": "entropy, K = 10",
 }
 """Keys of a summary in the order of the tables' columns, and what the columns are called."""
 COLLAPSES = ("representation", "cluster", "dimensional", "intracluster")
@@ -71,7 +80,7 @@ def collapses_found(arm: dict[str, Any]) -> str:
 
 
 def read_study(path: Path) -> dict[str, Any]:
-    """The content of a file that `python -m train.studies` wrote; InputError if it is none, or an arm has no runs."""
+    """The content of a file that `python -m experiments.studies` wrote; InputError if it is none, or an arm has no runs."""
     try:
         study = json.loads(path.read_text())
         for key in ("question", "baseline", "data", "steps"):
@@ -82,8 +91,10 @@ def read_study(path: Path) -> dict[str, Any]:
         if study["baseline"] not in [arm["label"] for arm in study["arms"]]:
             raise ValueError("no arm with the baseline's name")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} could not be read ({type(error).__name__}: {error}), expected a file that python -m "
-                         f"train.studies wrote.") from None
+        raise InputError(
+            f"{path} could not be read ({type(error).__name__}: {error}), expected a file that python -m "
+            f"experiments.studies wrote."
+        ) from None
     return study
 
 
@@ -91,8 +102,10 @@ def differences_table(study: dict[str, Any]) -> str:
     """Every arm minus the baseline, seed by seed: what the two have in common cancels."""
     baseline = next(arm for arm in study["arms"] if arm["label"] == study["baseline"])
     by_seed = {run["seed"]: run for run in baseline["runs"]}
-    lines = [f"| minus {study['baseline']} | " + " | ".join(MEASURES.values()) + " |",
-             "|" + "---|" * (len(MEASURES) + 1)]
+    lines = [
+        f"| minus {study['baseline']} | " + " | ".join(MEASURES.values()) + " |",
+        "|" + "---|" * (len(MEASURES) + 1),
+    ]
     for arm in study["arms"]:
         if arm is baseline:
             continue
@@ -105,14 +118,18 @@ def differences_table(study: dict[str, Any]) -> str:
 def text(study: dict[str, Any]) -> str:
     """Heading, what was run, and both tables."""
     seeds = ", ".join(map(str, sorted({run["seed"] for arm in study["arms"] for run in arm["runs"]})))
-    return (f"### {study['question']}\n\n{study['data']}, {study['steps']:,} steps, seeds {seeds}; "
-            f"mean ± half of the 95 % interval over the seeds.\n\n{means_table(study)}\n\n{differences_table(study)}\n")
+    return (
+        f"### {study['question']}\n\n{study['data']}, {study['steps']:,} steps, seeds {seeds}; "
+        f"mean ± half of the 95 % interval over the seeds.\n\n{means_table(study)}\n\n{differences_table(study)}\n"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; its exit status (0, or 2 for a file that is no study)."""
-    parser = argparse.ArgumentParser(prog="python -m train.study_tables", description=__doc__)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.json", help="written by python -m train.studies")
+    parser = argparse.ArgumentParser(prog="python -m experiments.studies.tables", description=__doc__)
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE.json", help="written by python -m experiments.studies"
+    )
     for path in parser.parse_args(arguments).files:
         try:
             print(text(read_study(path)))

@@ -1,4 +1,4 @@
-"""`python -m train.theorem_figures FILE.json OUT.png`: the results of train.theorem as a picture and as tables."""
+"""`python -m experiments.theorem.figures FILE.json OUT.png`: the results of experiments.theorem as a picture and as tables."""
 
 from __future__ import annotations
 
@@ -6,18 +6,30 @@ import argparse
 import sys
 from pathlib import Path
 
-import cplearn_kernels as cpk
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from train import theorem
+import cplearn_kernels as cpk
+from experiments.theorem import optimum
 from train.errors import InputError
+from train.files import read_json
 
 COLOURS = {"hadamard": "#2166ac", "rademacher": "#d6604d"}
 MARKERS = {"hadamard": "o", "rademacher": "s"}
 GREY = "#777777"
 CODES_OF_BLOCKS = 16
 """Few enough that every block of HHᵀ is seen."""
+
+
+def load(path: Path) -> dict:
+    """The results in `path`. Raises InputError."""
+    expected = "results of experiments.theorem"
+    results = read_json(path, expected)
+    try:
+        results["settings"].items(), [point["num_codes"] for point in results["points"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} could not be read ({type(error).__name__}), expected {expected}.") from None
+    return results
 
 
 def picture(results: dict) -> Figure:
@@ -35,7 +47,7 @@ def picture(results: dict) -> Figure:
     _gaps(gaps, by_kind)
     for axes in (deviations, one_hot, gaps):
         _shade_fewer_rows(axes, results["points"])
-    h = _sorted_rows(theorem.Settings(**results["settings"]))
+    h = _sorted_rows(optimum.Settings(**results["settings"]))
     image = blocks.imshow((h @ h.T).numpy(), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
     blocks.set_title(f"$HH^T$ sorted by code: c = {CODES_OF_BLOCKS} (Hadamard), n = {len(h)}", fontsize=10)
     blocks.set_xlabel("row")
@@ -130,9 +142,9 @@ def _shade_fewer_rows(axes, points: list[dict]) -> None:
                   fontsize=9, color=GREY)  # fmt: skip
 
 
-def _sorted_rows(settings: theorem.Settings) -> Tensor:
-    h, _ = theorem.optimise(settings, "hadamard", CODES_OF_BLOCKS)
-    dictionary, _ = theorem.problem(settings, "hadamard", CODES_OF_BLOCKS)
+def _sorted_rows(settings: optimum.Settings) -> Tensor:
+    h, _ = optimum.optimise(settings, "hadamard", CODES_OF_BLOCKS)
+    dictionary, _ = optimum.problem(settings, "hadamard", CODES_OF_BLOCKS)
     own = cpk.assign(h, dictionary, backend="cpu")[1][:, 0]
     return h[own.argsort(stable=True)]
 
@@ -155,12 +167,12 @@ def _markdown(rows: list[list[str]]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m train.theorem_figures", description=__doc__)
-    parser.add_argument("results", type=Path, help="JSON file that train.theorem wrote")
+    parser = argparse.ArgumentParser(prog="python -m experiments.theorem.figures", description=__doc__)
+    parser.add_argument("results", type=Path, help="JSON file that experiments.theorem wrote")
     parser.add_argument("out", type=Path, help="PNG file to write")
     options = parser.parse_args(arguments)
     try:
-        results = theorem.load(options.results)
+        results = load(options.results)
         if not options.out.parent.is_dir():
             raise InputError(f"OUT was {options.out}, expected a file in a folder that exists.")
         picture(results).savefig(options.out, dpi=95)

@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 
-from train import backbones, checkpoint, methods
+from train import backbones, checkpoint, files, methods
 from train.checkpoint import Progress
 from train.errors import InputError
 
@@ -41,8 +41,11 @@ def test_another_configuration_is_named_field_by_field(tiny_config, tmp_path):
     assert "lr" not in str(caught.value).split("expected")[1]
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a checkpoint", pickle.dumps({"config": print}, protocol=2)],
-                         ids=["empty", "no archive", "a function"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PK\x03\x04 not a checkpoint", pickle.dumps({"config": print}, protocol=2)],
+    ids=["empty", "no archive", "a function"],
+)
 def test_damaged_and_foreign_files(tiny_config, tmp_path, content):
     config, path = tiny_config(), tmp_path / "c.pt"
     path.write_bytes(content)
@@ -69,5 +72,5 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        checkpoint.write_atomically(path, half)
+        files.write_atomically(path, half)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

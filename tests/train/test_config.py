@@ -12,7 +12,12 @@ def test_presets_fill_what_was_not_given(tiny_config, tmp_path):
     digits, cifar10 = tiny_config(), tiny_config(dataset="cifar10", data_dir=tmp_path, flip_prob=0.25)
     assert digits.flip_prob == 0 and digits.crop_scale == PRESETS["digits"]["crop_scale"]
     assert cifar10.flip_prob == 0.25 and cifar10.crop_scale == (0.08, 1.0)
-    assert (cifar10.jitter, cifar10.jitter_prob, cifar10.grey_prob, cifar10.solarise_prob) == ((.4, .4, .2, .1), .8, .2, .2)
+    assert (cifar10.jitter, cifar10.jitter_prob, cifar10.grey_prob, cifar10.solarise_prob) == (
+        (0.4, 0.4, 0.2, 0.1),
+        0.8,
+        0.2,
+        0.2,
+    )
 
 
 def test_a_resolved_configuration_has_no_open_preset(tiny_config):
@@ -26,29 +31,32 @@ def test_to_dict_is_plain_json(tiny_config):
     assert json.loads(json.dumps(stored)) == stored
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"epochs": 0}, ["--epochs", "0", "at least 1"]),
-    ({"batch_size": 1}, ["--batch-size", "1", "at least 2"]),
-    ({"lr": float("nan")}, ["--lr", "nan", "finite"]),
-    ({"beta": -1.0}, ["--beta", "-1.0", "at least 0"]),
-    ({"flip_prob": 1.5}, ["--flip-prob", "1.5", "between 0 and 1"]),
-    ({"crop_scale": (0.9, 0.5)}, ["--crop-scale", "0.9", "smallest <= largest"]),
-    ({"jitter": (0.4, 0.4, 0.4, 0.7)}, ["--jitter", "0.7", "at most 0.5"]),
-    ({"warmup_epochs": 2}, ["--warmup-epochs", "2", "less than the 2 epochs"]),
-    ({"dataset": "cifar10"}, ["--data-dir", "None", "folder that holds CIFAR-10"]),
-    ({"device": "abacus"}, ["--device", "abacus", "cpu"]),
-    ({"dictionary": "dense"}, ["--dictionary-file", "None", "--dictionary dense"]),
-    ({"dictionary_file": "w.npy"}, ["--dictionary-file", "w.npy", "none with another"]),
-    ({"num_prototypes": 0}, ["--num-prototypes", "0", "at least 1"]),
-    ({"queue_length": -1}, ["--queue-length", "-1", "at least 0"]),
-    ({"sinkhorn_epsilon": 0.0}, ["--sinkhorn-epsilon", "0.0", "above 0"]),
-    ({"seed": 2 ** 64}, ["--seed", "below 2^64"]),
-    ({"seed": -1}, ["--seed", "-1", "at least 0"]),
-    ({"num_test": 1}, ["--num-test", "1", "at least 2"]),
-    ({"momentum": 1.0}, ["--momentum", "1.0", "below 1"]),
-    ({"widths": ()}, ["--widths", "numbers of at least 1"]),
-    ({"resume": True, "overwrite": True}, ["--resume", "--overwrite"]),
-])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"epochs": 0}, ["--epochs", "0", "at least 1"]),
+        ({"batch_size": 1}, ["--batch-size", "1", "at least 2"]),
+        ({"lr": float("nan")}, ["--lr", "nan", "finite"]),
+        ({"beta": -1.0}, ["--beta", "-1.0", "at least 0"]),
+        ({"flip_prob": 1.5}, ["--flip-prob", "1.5", "between 0 and 1"]),
+        ({"crop_scale": (0.9, 0.5)}, ["--crop-scale", "0.9", "smallest <= largest"]),
+        ({"jitter": (0.4, 0.4, 0.4, 0.7)}, ["--jitter", "0.7", "at most 0.5"]),
+        ({"warmup_epochs": 2}, ["--warmup-epochs", "2", "less than the 2 epochs"]),
+        ({"dataset": "cifar10"}, ["--data-dir", "None", "folder that holds CIFAR-10"]),
+        ({"device": "abacus"}, ["--device", "abacus", "cpu"]),
+        ({"dictionary": "dense"}, ["--dictionary-file", "None", "--dictionary dense"]),
+        ({"dictionary_file": "w.npy"}, ["--dictionary-file", "w.npy", "none with another"]),
+        ({"num_prototypes": 0}, ["--num-prototypes", "0", "at least 1"]),
+        ({"queue_length": -1}, ["--queue-length", "-1", "at least 0"]),
+        ({"sinkhorn_epsilon": 0.0}, ["--sinkhorn-epsilon", "0.0", "above 0"]),
+        ({"seed": 2**64}, ["--seed", "below 2^64"]),
+        ({"seed": -1}, ["--seed", "-1", "at least 0"]),
+        ({"num_test": 1}, ["--num-test", "1", "at least 2"]),
+        ({"momentum": 1.0}, ["--momentum", "1.0", "below 1"]),
+        ({"widths": ()}, ["--widths", "numbers of at least 1"]),
+        ({"resume": True, "overwrite": True}, ["--resume", "--overwrite"]),
+    ],
+)
 def test_bad_values_are_named(tiny_config, changes, words):
     with pytest.raises(InputError) as caught:
         tiny_config(**changes)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from train import arrays, backbones, checkpoint, collapse, evaluate, methods, optimisers, quality, run_files, verdicts
+from train import backbones, checkpoint, evaluate, methods, optimisers
 from train.config import Config
 from train.data import load
 from train.errors import InputError
+from train.evaluation import arrays, collapse, quality, verdicts
 
 
 def build(config):
@@ -23,12 +24,22 @@ def build(config):
 def stored(tmp_path_factory):
     """A checkpoint of a run of which one epoch is recorded, its configuration and its method."""
     folder = tmp_path_factory.mktemp("run")
-    config = Config(output_dir=folder, num_train=96, num_test=60, batch_size=32, widths=(8, 8, 16), num_features=16,
-                    num_codes=64, epochs=2, device="cpu", num_threads=1).resolved()
+    config = Config(
+        output_dir=folder,
+        num_train=96,
+        num_test=60,
+        batch_size=32,
+        widths=(8, 8, 16),
+        num_features=16,
+        num_codes=64,
+        epochs=2,
+        device="cpu",
+        num_threads=1,
+    ).resolved()
     method = build(config)
     progress = checkpoint.Progress(step=3, history=[{"epoch": 1, "step": 3, "lr": 0.005, "loss": 2.5}])
-    checkpoint.save(folder / checkpoint.FILE, config, progress, method, optimisers.build(config, method))
-    return folder / checkpoint.FILE, config, method
+    checkpoint.save(folder / "checkpoint.pt", config, progress, method, optimisers.build(config, method))
+    return folder / "checkpoint.pt", config, method
 
 
 def test_encode_is_independent_of_the_batch_and_leaves_the_method_training(tiny_config):
@@ -94,14 +105,15 @@ def test_an_encoder_that_diverged_is_said(tiny_config):
 
 
 def example(views=True):
-    encoded = evaluate.Encoded(torch.rand(6, 5), torch.rand(6, 4), torch.arange(6),
-                               torch.arange(12).reshape(2, 6) if views else None)
+    encoded = evaluate.Encoded(
+        torch.rand(6, 5), torch.rand(6, 4), torch.arange(6), torch.arange(12).reshape(2, 6) if views else None
+    )
     return encoded, torch.arange(6) % 3, ["ant", "bee", "ça"]
 
 
 @pytest.mark.parametrize("views", [True, False])
 def test_embeddings_come_back(tmp_path, views):
-    path = tmp_path / run_files.EMBEDDINGS_FILE
+    path = tmp_path / "embeddings.npz"
     encoded, labels, classes = example(views)
     evaluate.save_embeddings(path, encoded, labels, classes)
     assert [file.name for file in tmp_path.iterdir()] == ["embeddings.npz"]
@@ -148,24 +160,29 @@ def damage(content, stored, tmp_path):
     return path
 
 
-@pytest.mark.parametrize("options, message", [
-    (["MISSING"], "expected an existing file"),
-    (["CUT"], "could not be read"),
-    (["FOREIGN"], "could not be read (KeyError), expected a checkpoint of this program"),
-    (["OTHER_FIELDS"], "has other fields (num_codes, number_of_codes)"),
-    (["OTHER_WEIGHTS"], "holds other weights than its configuration says"),
-    (["CIFAR10"], "--data-dir was gone, as in the run, expected an existing folder with the images of cifar10"),
-    (["CIFAR10", "--data-dir", "nowhere"], "--data-dir was nowhere, expected an existing folder"),
-    (["GOOD", "--num-threads", "0"], "--num-threads was 0, expected a whole number of at least 1"),
-    (["GOOD", "--device", "abacus"], "--device was abacus, expected"),
-    (["GOOD", "--output", "nowhere/out.json"], "--output was nowhere/out.json, expected the name of a file")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["MISSING"], "expected an existing file"),
+        (["CUT"], "could not be read"),
+        (["FOREIGN"], "could not be read (KeyError), expected a checkpoint of this program"),
+        (["OTHER_FIELDS"], "has other fields (num_codes, number_of_codes)"),
+        (["OTHER_WEIGHTS"], "holds other weights than its configuration says"),
+        (["CIFAR10"], "--data-dir was gone, as in the run, expected an existing folder with the images of cifar10"),
+        (["CIFAR10", "--data-dir", "nowhere"], "--data-dir was nowhere, expected an existing folder"),
+        (["GOOD", "--num-threads", "0"], "--num-threads was 0, expected a whole number of at least 1"),
+        (["GOOD", "--device", "abacus"], "--device was abacus, expected"),
+        (["GOOD", "--output", "nowhere/out.json"], "--output was nowhere/out.json, expected the name of a file"),
+    ],
+)
 def test_bad_input_is_one_sentence(stored, tmp_path, monkeypatch, capsys, options, message):
     good = stored[0]
     monkeypatch.chdir(tmp_path)
     changed = {
         "FOREIGN": lambda c: {"model": c["method"]},
-        "OTHER_FIELDS": lambda c: c | {"config": {("number_of_codes" if k == "num_codes" else k): v
-                                                  for k, v in c["config"].items()}},
+        "OTHER_FIELDS": lambda c: (
+            c | {"config": {("number_of_codes" if k == "num_codes" else k): v for k, v in c["config"].items()}}
+        ),
         "OTHER_WEIGHTS": lambda c: c | {"method": {k: v for k, v in list(c["method"].items())[1:]}},
         "CIFAR10": lambda c: c | {"config": c["config"] | {"dataset": "cifar10", "data_dir": "gone"}},
     }

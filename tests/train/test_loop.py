@@ -34,7 +34,7 @@ def test_the_order_does_not_depend_on_where_one_starts(tiny_config, first_step):
 
 def test_seeds_differ_by_purpose_index_and_seed():
     seeds = [derive_seed(s, p, i) for s in (0, 1) for p in ("order", "step") for i in range(50)]
-    assert len(set(seeds)) == 200 and min(seeds) >= 0 and max(seeds) < 2 ** 63
+    assert len(set(seeds)) == 200 and min(seeds) >= 0 and max(seeds) < 2**63
 
 
 def test_learning_rate_rises_then_falls_to_zero(tiny_config):
@@ -63,8 +63,13 @@ def test_cutting_the_graph_leaves_the_gradient_as_it_is(tiny_config):
 def test_shares_of_a_step_add_up(tiny_config):
     progress = Progress(step=6, seconds={"views": 1.0, "loss": 2.0, "encoder forward": 5.0})
     found = loop.throughput(tiny_config(), progress)
-    assert found == {"images_per_second": 6 * 32 / 8, "seconds_training": 8.0, "views_fraction_of_step": 0.125,
-                     "loss_fraction_of_step": 0.25, "encoder_forward_fraction_of_step": 0.625}
+    assert found == {
+        "images_per_second": 6 * 32 / 8,
+        "seconds_training": 8.0,
+        "views_fraction_of_step": 0.125,
+        "loss_fraction_of_step": 0.25,
+        "encoder_forward_fraction_of_step": 0.625,
+    }
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_good_checkpoint(tiny_config, monkeypatch):
@@ -82,9 +87,9 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_good_c
     with pytest.raises(Diverged, match="became nan at step 5 of 6, expected a finite number"):
         loop.train(config, load(config), method, optimiser, Progress())
     fresh = make(config)
-    assert checkpoint.restore(config.output_dir / loop.DIVERGED_FILE, config, *fresh).step == 4
-    assert checkpoint.restore(config.output_dir / checkpoint.FILE, config, *fresh).step == 3
-    rows = [json.loads(line) for line in (config.output_dir / loop.METRICS_FILE).read_text().splitlines()]
+    assert checkpoint.restore(config.output_dir / "diverged.pt", config, *fresh).step == 4
+    assert checkpoint.restore(config.output_dir / "checkpoint.pt", config, *fresh).step == 3
+    rows = [json.loads(line) for line in (config.output_dir / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1] and rows[0]["loss"] > 0
 
 
@@ -127,8 +132,11 @@ def test_a_checkpoint_is_also_saved_between_epochs(tiny_config, monkeypatch):
     config = tiny_config(checkpoint_minutes=1e-9)
     config.output_dir.mkdir()
     steps, plain = [], checkpoint.save
-    monkeypatch.setattr(checkpoint, "save", lambda path, c, progress, *rest: (steps.append(progress.step),
-                                                                             plain(path, c, progress, *rest)))
+    monkeypatch.setattr(
+        checkpoint,
+        "save",
+        lambda path, c, progress, *rest: (steps.append(progress.step), plain(path, c, progress, *rest)),
+    )
     loop.train(config, load(config), *make(config), Progress())
     assert steps == [1, 2, 3, 4, 5, 6]
 

@@ -43,13 +43,32 @@ def test_a_whole_run_leaves_every_file(tiny_options, tmp_path, capsys):
     assert main(tiny_options) == 0
     folder = tmp_path / "run"
     assert sorted(p.name for p in folder.iterdir()) == [
-        ".lock", "checkpoint.pt", "config.json", "embeddings.npz", "metrics.jsonl", "report.html", "summary.json"]
+        ".lock",
+        "checkpoint.pt",
+        "config.json",
+        "embeddings.npz",
+        "metrics.jsonl",
+        "report.html",
+        "summary.json",
+    ]
     summary = json.loads((folder / "summary.json").read_text())
-    for name in ("linear_probe", "knn", "nmi", "codes_used", "effective_rank", "seconds", "images_per_second",
-                 "loss_fraction_of_step", "perplexity", "embedding_std"):
+    for name in (
+        "linear_probe",
+        "knn",
+        "nmi",
+        "codes_used",
+        "effective_rank",
+        "seconds",
+        "images_per_second",
+        "loss_fraction_of_step",
+        "perplexity",
+        "embedding_std",
+    ):
         assert summary[name] >= 0, name
     assert sum(value for name, value in summary.items() if name.endswith("_of_step")) == pytest.approx(1)
-    assert [row["epoch"] for row in rows(folder)] == [1, 2] and {"loss", "prior", "invariance", "lr"} <= rows(folder)[0].keys()
+    assert [row["epoch"] for row in rows(folder)] == [1, 2] and {"loss", "prior", "invariance", "lr"} <= rows(folder)[
+        0
+    ].keys()
     config = json.loads((folder / "config.json").read_text())
     assert config["num_codes"] == 64 and config["crop_scale"] is not None
     assert "linear_probe" in capsys.readouterr().out
@@ -66,8 +85,9 @@ def test_the_seed_decides_the_numbers(tiny_options, tmp_path, unbroken, no_repor
 def test_an_interrupted_run_goes_on_exactly(tiny_options, tmp_path, unbroken, no_report):
     options = [*tiny_options, *LONGER]
     folder = tmp_path / "run"
-    process = subprocess.Popen([sys.executable, "-m", "train", *options], cwd=ROOT, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "train", *options], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     try:
         deadline = time.monotonic() + 120
         while not (folder / "metrics.jsonl").exists() or len(rows(folder)) < 1:
@@ -88,8 +108,16 @@ def test_an_interrupted_run_goes_on_exactly(tiny_options, tmp_path, unbroken, no
         assert summaries[0][name] == summaries[1][name], name
 
 
-@pytest.mark.parametrize("stop_at, sent, status", [(1, signal.SIGINT, 130), (2, signal.SIGTERM, 143), (3, signal.SIGINT, 130),
-                                                   (5, signal.SIGTERM, 143), (6, signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    "stop_at, sent, status",
+    [
+        (1, signal.SIGINT, 130),
+        (2, signal.SIGTERM, 143),
+        (3, signal.SIGINT, 130),
+        (5, signal.SIGTERM, 143),
+        (6, signal.SIGTERM, 143),
+    ],
+)
 def test_any_step_is_a_good_place_to_stop(tiny_options, tmp_path, unbroken, monkeypatch, stop_at, sent, status):
     """The signal comes during a given step: the first, inside an epoch, at its end, inside the last, at the very end."""
     plain, calls = loop.train_step, []
@@ -153,10 +181,17 @@ def test_a_run_is_not_written_over_unasked(tiny_options, tmp_path, capsys, no_re
 def test_bad_input_is_one_sentence_before_any_work(tiny_options, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("training began"))
     (tmp_path / "file").write_text("")
-    fails(capsys, [*tiny_options, "--output-dir", str(tmp_path / "file" / "run")], "--output-dir", "folder that can be written")
+    fails(
+        capsys,
+        [*tiny_options, "--output-dir", str(tmp_path / "file" / "run")],
+        "--output-dir",
+        "folder that can be written",
+    )
     fails(capsys, [*tiny_options, "--resume"], "--resume", "expected a checkpoint")
     fails(capsys, [*tiny_options, "--dataset", "cifar10"], "--data-dir", "CIFAR-10")
-    fails(capsys, [*tiny_options, "--dataset", "cifar10", "--data-dir", str(tmp_path / "none")], "none", "existing folder")
+    fails(
+        capsys, [*tiny_options, "--dataset", "cifar10", "--data-dir", str(tmp_path / "none")], "none", "existing folder"
+    )
     fails(capsys, [*tiny_options, "--eps", "0.5"], "0.5")
     fails(capsys, [*tiny_options, "--backend", "abacus"], "abacus")
     fails(capsys, [*tiny_options, "--epochs", "-3"], "--epochs", "-3")
@@ -171,20 +206,30 @@ def test_a_disk_without_room_is_found_before_training(tiny_options, capsys, monk
     fails(capsys, tiny_options, "No space left", "folder with room")
 
 
-@pytest.mark.parametrize("options", [[], ["--output-dir", "x", "--dataset", "mnist"], ["--output-dir", "x", "--num-codes", "many"],
-                                     ["--output-dir", "x", "--no-such-option"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--output-dir", "x", "--dataset", "mnist"],
+        ["--output-dir", "x", "--num-codes", "many"],
+        ["--output-dir", "x", "--no-such-option"],
+    ],
+)
 def test_options_that_do_not_parse(options, capsys):
     with pytest.raises(SystemExit) as caught:
         main(options)
     assert caught.value.code == 2
     captured = capsys.readouterr()
-    assert "Traceback" not in captured.err + captured.out and re.search("error|required|invalid|unrecognized", captured.err, re.I)
+    assert "Traceback" not in captured.err + captured.out and re.search(
+        "error|required|invalid|unrecognized", captured.err, re.I
+    )
 
 
 def test_help_explains_every_option(capsys):
     import dataclasses
 
     from train.config import Config
+
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0

@@ -12,8 +12,9 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from train import page, planar, report, tables
-from train.sources import Source
+from train import report
+from train.reporting import page, planar, tables
+from train.reporting.sources import Source
 
 NAMES = ["loss", "terms", "singular_values", "cluster_usage", "mixture_scatter", "hth", "hht_sorted_by_class", "map"]
 
@@ -46,8 +47,8 @@ class Parsed(HTMLParser):
 
     def row(self, label):
         """The cells beside a label, of the only row with it."""
-        found, = [cells for cells in self.rows if label in cells[:2]]
-        return found[found.index(label) + 1:]
+        (found,) = [cells for cells in self.rows if label in cells[:2]]
+        return found[found.index(label) + 1 :]
 
     def verdict(self, collapse):
         """The cells of the verdicts on a collapse, which come before its measures."""
@@ -63,9 +64,20 @@ def one_picture(monkeypatch):
 @pytest.fixture
 def two(tmp_path):
     good = run_folders.write_run(tmp_path / "good", run_folders.spread())
-    bad = run_folders.write_run(tmp_path / "bad", run_folders.collapsed(), method="swav", config={"lr": 0.25}, summary={
-        "linear_probe": 0.4375, "linear_probe_converged": False, "effective_rank": 1.5, "mixture_scatter_10": 0.0625,
-        "perplexity": None, "levels": {}})
+    bad = run_folders.write_run(
+        tmp_path / "bad",
+        run_folders.collapsed(),
+        method="swav",
+        config={"lr": 0.25},
+        summary={
+            "linear_probe": 0.4375,
+            "linear_probe_converged": False,
+            "effective_rank": 1.5,
+            "mixture_scatter_10": 0.0625,
+            "perplexity": None,
+            "levels": {},
+        },
+    )
     return good, bad
 
 
@@ -92,8 +104,9 @@ def test_a_finished_run_gets_its_own_page(two):
 def test_runs_stand_side_by_side(two, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(planar, "maps", lambda found: Figure())  # of the first test; t-SNE is the slowest part
     out = tmp_path / "made" / "both.html"
-    assert report.main([*map(str, two), "--output", str(out), "--png", str(tmp_path / "png"),
-                        "--num-threads", "1"]) == 0
+    assert (
+        report.main([*map(str, two), "--output", str(out), "--png", str(tmp_path / "png"), "--num-threads", "1"]) == 0
+    )
     parsed = Parsed(out.read_text(encoding="utf-8"))
     assert parsed.row("linear probe accuracy") == ["0.9125", "0.4375 (not converged)", "0.3333"]
     assert parsed.row("perplexity of the assignments")[:2] == ["3.125", "not measured"]
@@ -112,8 +125,19 @@ def test_runs_stand_side_by_side(two, tmp_path, capsys, monkeypatch):
 def test_arrays_stand_beside_runs_and_what_they_lack_is_said(two, tmp_path, one_picture):
     np.save(tmp_path / "mine.npy", run_folders.collapsed())
     np.save(tmp_path / "y.npy", run_folders.labels())
-    assert report.main([str(two[0]), str(tmp_path / "mine.npy"), "--labels", str(tmp_path / "y.npy"),
-                        "--output", str(tmp_path / "r.html")]) == 0
+    assert (
+        report.main(
+            [
+                str(two[0]),
+                str(tmp_path / "mine.npy"),
+                "--labels",
+                str(tmp_path / "y.npy"),
+                "--output",
+                str(tmp_path / "r.html"),
+            ]
+        )
+        == 0
+    )
     parsed = Parsed((tmp_path / "r.html").read_text(encoding="utf-8"))
     assert parsed.row("share of the variance within classes")[:2] == ["0.9525", "0"]
     assert parsed.row("weighted k-NN accuracy")[:2] == ["0.8625", "not measured"]
@@ -149,12 +173,14 @@ def test_bad_input_is_one_sentence(two, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     (tmp_path / "taken.html").mkdir()
     for options, words in (
-            (["none"], "does not exist"), ([str(two[0]), "--output", "x.npz"], "--output was x.npz"),
-            ([str(two[0]), "--num-threads", "0"], "--num-threads was 0"),
-            ([str(two[0]), str(two[0])], "given twice"),
-            ([str(two[0]), "--output", str(tmp_path / "file" / "x.html")], "--output was"),
-            ([str(two[0]), "--output", str(tmp_path / "taken.html")], "--output was"),
-            ([str(two[0]), "--png", str(tmp_path / "file")], "--png was")):
+        (["none"], "does not exist"),
+        ([str(two[0]), "--output", "x.npz"], "--output was x.npz"),
+        ([str(two[0]), "--num-threads", "0"], "--num-threads was 0"),
+        ([str(two[0]), str(two[0])], "given twice"),
+        ([str(two[0]), "--output", str(tmp_path / "file" / "x.html")], "--output was"),
+        ([str(two[0]), "--output", str(tmp_path / "taken.html")], "--output was"),
+        ([str(two[0]), "--png", str(tmp_path / "file")], "--png was"),
+    ):
         assert report.main(options) == 2, options
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.endswith(".\n") and error.count("\n") == 1, error
@@ -166,8 +192,16 @@ def test_help_explains_what_a_run_is(capsys):
         report.main(["--help"])
     text = capsys.readouterr().out
     assert caught.value.code == 0 and "examples:" in text
-    for words in ("--output FILE.html", "--png DIR", "--labels FILE.npy", "--data-dir DIR", "--device",
-                  "--num-threads N", "checkpoint file", '"embeddings"'):
+    for words in (
+        "--output FILE.html",
+        "--png DIR",
+        "--labels FILE.npy",
+        "--data-dir DIR",
+        "--device",
+        "--num-threads N",
+        "checkpoint file",
+        '"embeddings"',
+    ):
         assert words in text, words
 
 
@@ -187,14 +221,19 @@ def test_png_files_keep_their_colours():
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow([[0, 1], [2, 3]], cmap="RdBu_r", aspect="auto")
     axes.set_axis_off()
-    exact, fewer = (np.asarray(Image.open(io.BytesIO(page.Picture("a", figure, "", photo=photo).png)).convert("RGB"))
-                    for photo in (True, False))
+    exact, fewer = (
+        np.asarray(Image.open(io.BytesIO(page.Picture("a", figure, "", photo=photo).png)).convert("RGB"))
+        for photo in (True, False)
+    )
     assert np.array_equal(exact, fewer) and len(np.unique(exact.reshape(-1, 3), axis=0)) >= 4
 
 
 def test_differing_bounds_are_both_named():
-    found = [Source("a", torch.zeros(9, 4), {"num_clusters": 5, "num_classes": 2}),
-             Source("b", torch.zeros(9, 4), {"num_clusters": 50}), Source("c", torch.zeros(9, 4), {})]
+    found = [
+        Source("a", torch.zeros(9, 4), {"num_clusters": 5, "num_classes": 2}),
+        Source("b", torch.zeros(9, 4), {"num_clusters": 50}),
+        Source("c", torch.zeros(9, 4), {}),
+    ]
     parsed = Parsed(tables.collapse(found) + tables.quality(found))
     assert parsed.row("clusters used")[-1] == "min(c, N) = 5 / 9"
     assert parsed.row("weighted k-NN accuracy")[-1] == "0.5"

@@ -6,25 +6,25 @@ from collections import namedtuple
 
 import pytest
 
-from train import backbones, checkpoint, folder, methods
+from train import backbones, methods, run_folder
 from train.errors import InputError
 
 
 def test_a_folder_belongs_to_one_run_at_a_time(tiny_config):
     config = tiny_config()
-    with folder.claim(config):
+    with run_folder.claim(config):
         with pytest.raises(InputError, match="is in use by another run, expected another folder"):
-            folder.claim(config)
-    folder.claim(config).close()
+            run_folder.claim(config)
+    run_folder.claim(config).close()
 
 
 def test_a_run_that_was_not_mentioned_is_refused_and_frees_the_folder(tiny_config):
-    folder.claim(tiny_config()).close()
-    (tiny_config().output_dir / checkpoint.FILE).write_bytes(b"")
+    run_folder.claim(tiny_config()).close()
+    (tiny_config().output_dir / "checkpoint.pt").write_bytes(b"")
     with pytest.raises(InputError, match="already holds a run, expected --resume"):
-        folder.claim(tiny_config())
-    folder.claim(tiny_config(resume=True)).close()
-    folder.claim(tiny_config(overwrite=True)).close()
+        run_folder.claim(tiny_config())
+    run_folder.claim(tiny_config(resume=True)).close()
+    run_folder.claim(tiny_config(overwrite=True)).close()
 
 
 def test_a_disk_without_room_is_refused(tiny_config, monkeypatch):
@@ -32,11 +32,11 @@ def test_a_disk_without_room_is_refused(tiny_config, monkeypatch):
     config.output_dir.mkdir()
     method = methods.build(config, backbones.build(config))
     weights = sum(p.numel() for p in method.parameters()) * 4
-    folder.check_room(config, method)
+    run_folder.check_room(config, method)
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, folder.SPARE_BYTES + 5 * weights))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, run_folder.SPARE_BYTES + 5 * weights))
     with pytest.raises(InputError, match="MB of free disk, expected at least the"):
-        folder.check_room(config, method)
+        run_folder.check_room(config, method)
 
 
 def test_of_runs_that_start_together_all_but_one_are_told_that_the_folder_is_in_use(tiny_config):
@@ -45,7 +45,7 @@ def test_of_runs_that_start_together_all_but_one_are_told_that_the_folder_is_in_
     def claim():
         barrier.wait()
         try:
-            found.append(folder.claim(config))
+            found.append(run_folder.claim(config))
         except InputError as error:
             found.append(str(error))
 

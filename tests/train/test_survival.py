@@ -32,6 +32,7 @@ class Trained(Exception):
 
 def go(options):
     """The exit status of `python -m train` without evaluation."""
+
     def stop(*_):
         raise Trained
 
@@ -73,8 +74,11 @@ def kind(method, optimiser="adam"):
 def state(path):
     """What a checkpoint says, but for the seconds and the places."""
     content = checkpoint.load(path)
-    return {"method": content["method"], "optimiser": content["optimiser"],
-            "progress": {name: value for name, value in content["progress"].items() if name != "seconds"}}
+    return {
+        "method": content["method"],
+        "optimiser": content["optimiser"],
+        "progress": {name: value for name, value in content["progress"].items() if name != "seconds"},
+    }
 
 
 def same(a, b):
@@ -88,8 +92,9 @@ def same(a, b):
 
 def equal_runs(one, other):
     """Same bytes of metrics, same weights, buffers, optimiser and progress."""
-    return ((one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
-            and same(state(one / checkpoint.FILE), state(other / checkpoint.FILE)))
+    return (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes() and same(
+        state(one / "checkpoint.pt"), state(other / "checkpoint.pt")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -123,27 +128,31 @@ def test_a_run_stopped_and_then_killed_is_the_unbroken_one(method, optimiser, ti
     options, run = [*tiny_options, *kind(method, optimiser)], tmp_path / "run"
     during(2, terminate)
     assert go(options) == 143
-    assert state(run / checkpoint.FILE)["progress"]["step"] == 2 and (run / "metrics.jsonl").read_text() == ""
+    assert state(run / "checkpoint.pt")["progress"]["step"] == 2 and (run / "metrics.jsonl").read_text() == ""
     during(3, crash)
     with pytest.raises(Crash):
         go([*options, "--resume"])
-    assert state(run / checkpoint.FILE)["progress"]["step"] == 3
+    assert state(run / "checkpoint.pt")["progress"]["step"] == 3
     during()
     assert go([*options, "--resume"]) == 0
     assert equal_runs(run, unbroken(kind(method, optimiser)))
     if method == "swav":
-        assert int(checkpoint.load(run / checkpoint.FILE)["method"]["queued"]) == 40
+        assert int(checkpoint.load(run / "checkpoint.pt")["method"]["queued"]) == 40
 
 
-@pytest.mark.parametrize("method, optimiser, forget", [
-    ("cplearn", "adam", lambda content: content["optimiser"].update(state={})),
-    ("barlow_twins", "sgd", lambda content: content["optimiser"].update(state={})),
-    ("barlow_twins", "lars", lambda content: content["optimiser"].update(state={})),
-    ("swav", "sgd", lambda content: content["method"]["queue"].zero_()),
-    ("cplearn", "adam", lambda content: content["progress"].update(sums={}))])
+@pytest.mark.parametrize(
+    "method, optimiser, forget",
+    [
+        ("cplearn", "adam", lambda content: content["optimiser"].update(state={})),
+        ("barlow_twins", "sgd", lambda content: content["optimiser"].update(state={})),
+        ("barlow_twins", "lars", lambda content: content["optimiser"].update(state={})),
+        ("swav", "sgd", lambda content: content["method"]["queue"].zero_()),
+        ("cplearn", "adam", lambda content: content["progress"].update(sums={})),
+    ],
+)
 def test_what_a_resumed_run_forgets_is_seen(method, optimiser, forget, tiny_options, tmp_path, unbroken, during):
     """A resumed run without the optimiser's state, the queue or the sums is told from the unbroken one."""
-    options, path = [*tiny_options, *kind(method, optimiser)], tmp_path / "run" / checkpoint.FILE
+    options, path = [*tiny_options, *kind(method, optimiser)], tmp_path / "run" / "checkpoint.pt"
     during(4, terminate)
     assert go(options) == 143
     during()
@@ -161,7 +170,7 @@ def test_checkpoints_inside_an_epoch(precision, tiny_options, tmp_path, unbroken
     during(5, crash)
     with pytest.raises(Crash):
         go([*options, "--checkpoint-minutes", "1e-9"])
-    assert state(tmp_path / "run" / checkpoint.FILE)["progress"]["step"] == 4
+    assert state(tmp_path / "run" / "checkpoint.pt")["progress"]["step"] == 4
     during()
     assert go([*options, "--resume"]) == 0
     assert equal_runs(tmp_path / "run", unbroken(["--precision", precision]))
@@ -171,11 +180,11 @@ def test_a_kill_in_the_middle_of_writing_a_checkpoint(tiny_options, tmp_path, un
     """A real SIGKILL between a checkpoint's bytes and its rename: the old one is whole, the rest does no harm."""
     code = f"""
 import os, signal
-from train import checkpoint, __main__ as program
+from train import checkpoint, files, __main__ as program
 plain = checkpoint.save
 def save(path, config, progress, *rest):
     if progress.step == 6:
-        checkpoint.os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
+        files.os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
     plain(path, config, progress, *rest)
 checkpoint.save = save
 program.main({tiny_options!r})
@@ -185,7 +194,7 @@ program.main({tiny_options!r})
     assert done.returncode == -signal.SIGKILL, done.stderr
     # The metrics of the second epoch were on the disk already; its checkpoint is not.
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
-    assert (run / "checkpoint.pt.part").exists() and state(run / checkpoint.FILE)["progress"]["step"] == 3
+    assert (run / "checkpoint.pt.part").exists() and state(run / "checkpoint.pt")["progress"]["step"] == 3
     assert go([*tiny_options, "--resume"]) == 0
     assert equal_runs(run, unbroken()) and not (run / "checkpoint.pt.part").exists()
 
@@ -194,7 +203,7 @@ def test_a_run_is_left_alone_by_a_second_and_ends_on_sigterm(tiny_options, tmp_p
     """Of two processes on one folder the second is refused at once; the first stops after the step of its SIGTERM."""
     code = f"""
 import sys
-from train import loop, __main__ as program
+from train import __main__ as program, loop
 plain, calls = loop.train_step, []
 def train_step(*arguments):
     calls.append(1)
@@ -229,6 +238,7 @@ sys.exit(program.main({tiny_options!r}))
 @contextmanager
 def no_room():
     """torch.save finds the disk full."""
+
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
@@ -248,15 +258,16 @@ def no_long_files():
 
 @pytest.mark.parametrize("trouble", [no_room, no_long_files])
 @pytest.mark.parametrize("step, stopped, kept, lost", [(2, False, 0, 3), (5, False, 3, 6), (5, True, 3, 5)])
-def test_a_disk_that_fills_up_during_training(trouble, step, stopped, kept, lost, tiny_options, tmp_path, capsys,
-                                              unbroken, during):
+def test_a_disk_that_fills_up_during_training(
+    trouble, step, stopped, kept, lost, tiny_options, tmp_path, capsys, unbroken, during
+):
     """Full in a step, found when the epoch ends or SIGTERM asks for a checkpoint: the one before is whole."""
     with trouble() as begin:
         during(step, lambda: (begin(), stopped and terminate()))
         fails(capsys, tiny_options, 2, f"Step {lost} could not be saved in {tmp_path / 'run'}", "room", "--resume")
     during()
     run = tmp_path / "run"
-    assert not list(run.glob("*.part")) and state(run / checkpoint.FILE)["progress"]["step"] == kept
+    assert not list(run.glob("*.part")) and state(run / "checkpoint.pt")["progress"]["step"] == kept
     assert go([*tiny_options, "--resume"]) == 0
     assert equal_runs(run, unbroken())
 
@@ -264,7 +275,7 @@ def test_a_disk_that_fills_up_during_training(trouble, step, stopped, kept, lost
 def test_a_folder_that_vanishes_during_training(tiny_options, tmp_path, capsys, during):
     during(2, lambda: (tmp_path / "run").rename(tmp_path / "elsewhere"))
     fails(capsys, tiny_options, 2, str(tmp_path / "run"), "Step 3 could not be saved")
-    assert state(tmp_path / "elsewhere" / checkpoint.FILE)["progress"]["step"] == 0
+    assert state(tmp_path / "elsewhere" / "checkpoint.pt")["progress"]["step"] == 0
 
 
 @pytest.mark.parametrize("where", ["file/run", "/proc/run", "/proc/self/run"])
@@ -277,7 +288,8 @@ def test_a_folder_that_cannot_be_written_is_said_before_data_are_loaded(where, t
 
 @pytest.mark.parametrize("method, poison", [("cplearn", "nan"), ("barlow_twins", "inf"), ("swav", "nan")])
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_before(
-        method, poison, tiny_options, tmp_path, capsys, unbroken):
+    method, poison, tiny_options, tmp_path, capsys, unbroken
+):
     plain, calls, run = methods.METHODS[method].loss, [], tmp_path / "run"
 
     def loss(self, h1, h2):
@@ -289,18 +301,26 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_before(
     options = [*tiny_options, *kind(method)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(methods.METHODS[method], "loss", loss)
-        fails(capsys, options, 1, f"The loss became {poison} at step 5 of 6, expected a finite number",
-              str(run / loop.DIVERGED_FILE))
-    assert state(run / loop.DIVERGED_FILE)["progress"]["step"] == 4
-    assert state(run / checkpoint.FILE)["progress"]["step"] == 3
+        fails(
+            capsys,
+            options,
+            1,
+            f"The loss became {poison} at step 5 of 6, expected a finite number",
+            str(run / "diverged.pt"),
+        )
+    assert state(run / "diverged.pt")["progress"]["step"] == 4
+    assert state(run / "checkpoint.pt")["progress"]["step"] == 3
     assert go([*options, "--resume"]) == 0
     assert equal_runs(run, unbroken(kind(method)))
 
 
 @pytest.mark.parametrize("step", [3, 6])
-def test_a_gradient_that_is_not_finite_does_not_reach_a_checkpoint(step, tiny_options, tmp_path, capsys, unbroken, during):
+def test_a_gradient_that_is_not_finite_does_not_reach_a_checkpoint(
+    step, tiny_options, tmp_path, capsys, unbroken, during
+):
     """The loss is finite in the last step of an epoch, its gradient is not: the weights it makes are not saved."""
     from train.backbones import ResNet
+
     plain = ResNet.forward
 
     def act():
@@ -312,8 +332,8 @@ def test_a_gradient_that_is_not_finite_does_not_reach_a_checkpoint(step, tiny_op
 
     with pytest.MonkeyPatch.context() as patch:
         during(step, act)
-        fails(capsys, tiny_options, 1, f"step {step} of 6", str(tmp_path / "run" / loop.DIVERGED_FILE))
+        fails(capsys, tiny_options, 1, f"step {step} of 6", str(tmp_path / "run" / "diverged.pt"))
     during()
-    assert state(tmp_path / "run" / checkpoint.FILE)["progress"]["step"] == step - 3
+    assert state(tmp_path / "run" / "checkpoint.pt")["progress"]["step"] == step - 3
     assert go([*tiny_options, "--resume"]) == 0
     assert equal_runs(tmp_path / "run", unbroken())

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_info
 from train import threads
 torch.set_num_threads(2)
 with threads.limited_to(1):
-    from train import quality
+    from train.evaluation import quality
     x, y = torch.randn(40, 4), torch.arange(40) % 2
     quality.linear_probe(x, y, x, y)
     quality.kmeans_nmi(x, y, 2)
@@ -28,7 +28,9 @@ with threads.limited_to(1):
     assert {pool["num_threads"] for pool in pools} == {1} and torch.get_num_threads() == 1, pools
 assert torch.get_num_threads() == 2
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train import cifar10
+from train.data import cifar10
 from train.config import Config
 from train.errors import InputError
 

@@ -13,14 +13,14 @@ from typing import Iterator
 
 import torch
 import torch.distributed as dist
-from cplearn_kernels.ranks import RankFailure
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cplearn_kernels.ranks import RankFailure
 from train.config import Config
-from train.ending import Ending, ignore_signals
+from train.distributed.ending import Ending, ignore_signals
+from train.distributed.sync_batch_norm import SyncBatchNorm
 from train.errors import Diverged, InputError
-from train.sync_batch_norm import SyncBatchNorm
 
 TIMEOUT = timedelta(minutes=10)
 """Longest wait for the other processes, at the start (for rank 0's download, too) and in every step."""
@@ -66,17 +66,23 @@ class Processes:
     def check(self, config: Config) -> None:
         """InputError if a resolved configuration cannot be shared by so many processes."""
         if config.batch_size % self.world:
-            raise InputError(f"--batch-size was {config.batch_size}, expected a multiple of the {self.world} processes "
-                             f"that share it.")
+            raise InputError(
+                f"--batch-size was {config.batch_size}, expected a multiple of the {self.world} processes "
+                f"that share it."
+            )
         device = torch.device(config.device)
         if self.world == 1 or device.type != "cuda":
             return
         if device.index is not None:
-            raise InputError(f"--device was {config.device}, expected cuda with {self.world} processes, each of which "
-                             f"takes a GPU of its own, or cpu.")
+            raise InputError(
+                f"--device was {config.device}, expected cuda with {self.world} processes, each of which "
+                f"takes a GPU of its own, or cpu."
+            )
         if self.local_rank >= torch.cuda.device_count():
-            raise InputError(f"--device was {config.device}, expected a GPU for each process of this machine, which "
-                             f"has {torch.cuda.device_count()} (or --device cpu).")
+            raise InputError(
+                f"--device was {config.device}, expected a GPU for each process of this machine, which "
+                f"has {torch.cuda.device_count()} (or --device cpu)."
+            )
 
     def rows(self, batch_size: int) -> slice:
         """This process's part of every batch."""
@@ -152,8 +158,10 @@ class Processes:
         if self.world > 1:
             digest = b"%d images, CRC %08x" % (len(images), zlib.crc32(images.cpu().numpy()))
             if digest != (expected := self.broadcast(digest)):
-                raise InputError(f"The training images were {digest.decode()}, expected those of rank 0 "
-                                 f"({expected.decode()}) in the same order.")
+                raise InputError(
+                    f"The training images were {digest.decode()}, expected those of rank 0 "
+                    f"({expected.decode()}) in the same order."
+                )
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -168,9 +176,11 @@ class Processes:
             if self.ending.wait(2.0) is not None:
                 raise Elsewhere from None
             reason = str(error).split("] ", 1)[-1].split(". ")[0]
-            raise Lost(f"Another process is gone or has not answered for {TIMEOUT.total_seconds():.0f} s ({reason}), "
-                       f"expected all {self.world} to go on; what was saved is whole, and --resume goes on from "
-                       f"it.") from None
+            raise Lost(
+                f"Another process is gone or has not answered for {TIMEOUT.total_seconds():.0f} s ({reason}), "
+                f"expected all {self.world} to go on; what was saved is whole, and --resume goes on from "
+                f"it."
+            ) from None
 
     def part(self) -> None:
         """Dissolve the group; from here on every process is alone."""
@@ -209,12 +219,14 @@ def join() -> Processes:
         return ALONE
     given = {name: os.environ.get(name) for name in VARIABLES}
     try:
-        rank, local_rank, world, port = (int(given[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE",
-                                                                       "MASTER_PORT"))
+        rank, local_rank, world, port = (
+            int(given[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")
+        )
         host = given["MASTER_ADDR"] + ""
     except (TypeError, ValueError):
-        raise InputError(f"The environment had {given}, expected WORLD_SIZE alone unset, or all of them as torchrun "
-                         f"sets them.") from None
+        raise InputError(
+            f"The environment had {given}, expected WORLD_SIZE alone unset, or all of them as torchrun sets them."
+        ) from None
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if local_rank < gpus:
         torch.cuda.set_device(local_rank)
@@ -222,12 +234,15 @@ def join() -> Processes:
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=TIMEOUT)
         # Another attempt of torchrun's must not read what was told in an earlier one.
         attempt = f"train/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-        ending = Ending(lambda: dist.PrefixStore(attempt, dist.TCPStore(host, port, is_master=False,
-                                                                        wait_for_workers=False)),
-                        hosts=rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True")
+        ending = Ending(
+            lambda: dist.PrefixStore(attempt, dist.TCPStore(host, port, is_master=False, wait_for_workers=False)),
+            hosts=rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+        )
     except RuntimeError as error:
-        raise Lost(f"The {world} processes did not come together within {TIMEOUT.total_seconds():.0f} s "
-                   f"({str(error).splitlines()[0]}), expected all of them at {host}:{port}.") from None
+        raise Lost(
+            f"The {world} processes did not come together within {TIMEOUT.total_seconds():.0f} s "
+            f"({str(error).splitlines()[0]}), expected all of them at {host}:{port}."
+        ) from None
     return Processes(rank, world, local_rank, ending)
 
 

@@ -45,8 +45,9 @@ class SyncBatchNorm(_BatchNorm):
     def convert_sync_batchnorm(cls, module: nn.Module) -> nn.Module:
         """`module` with every BatchNorm in it replaced by this class, around the same parameters and buffers."""
         if isinstance(module, _BatchNorm):
-            synchronised = cls(module.num_features, module.eps, module.momentum, module.affine,
-                               module.track_running_stats)
+            synchronised = cls(
+                module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
+            )
             for name, value in [*module.named_parameters(), *module.named_buffers()]:
                 setattr(synchronised, name, value)
             return synchronised.train(module.training)
@@ -68,7 +69,7 @@ class _Normalise(Function):
         if rows:
             # Mean and squares about it, not sums of squares: those cancel where the mean is large.
             mean, variance = torch.batch_norm_update_stats(_wide(x), None, None, 0.0)
-            statistics[0], statistics[1:1 + channels], statistics[1 + channels:] = rows, mean, variance
+            statistics[0], statistics[1 : 1 + channels], statistics[1 + channels :] = rows, mean, variance
         # The same bits everywhere: each process gathers all parts and adds them in the same order.
         parts = [torch.empty_like(statistics) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, statistics)
@@ -92,8 +93,17 @@ class _Normalise(Function):
         # With mean and variance as constants: the first part of the gradient of x, Σ g x̂ and Σ g of the own rows.
         if len(x):
             grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-                _wide(grad), wide, weight, mean.to(wide.dtype), variance.to(wide.dtype), None, None, False, ctx.eps,
-                [True, True, True])
+                _wide(grad),
+                wide,
+                weight,
+                mean.to(wide.dtype),
+                variance.to(wide.dtype),
+                None,
+                None,
+                False,
+                ctx.eps,
+                [True, True, True],
+            )
         else:  # which that kernel divides by
             grad_x, grad_weight, grad_bias = wide, *wide.new_zeros(2, x.shape[1])
         sums = torch.stack([grad_weight, grad_bias]).double()

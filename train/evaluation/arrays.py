@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train import collapse, quality
 from train.errors import InputError
+from train.evaluation import collapse, quality
 
 KEYS = ("embeddings", "features", "clusters", "labels", "classes", "view_clusters", "num_clusters")
 
@@ -49,8 +49,10 @@ def load(path: Path, labels: Path | None = None) -> Content:
     """
     stored = _stored(path)
     if "embeddings" not in stored:
-        raise InputError(f"{path} held {', '.join(stored) or 'none of the arrays that are read'}, expected an array "
-                         f"named embeddings (and, where there are any, {', '.join(KEYS[1:])}).")
+        raise InputError(
+            f"{path} held {', '.join(stored) or 'none of the arrays that are read'}, expected an array "
+            f"named embeddings (and, where there are any, {', '.join(KEYS[1:])})."
+        )
     embeddings = _matrix(path, "embeddings", stored["embeddings"])
     n = len(embeddings)
     features = _matrix(path, "features", stored["features"], n) if "features" in stored else None
@@ -60,25 +62,32 @@ def load(path: Path, labels: Path | None = None) -> Content:
         if labels.suffix != ".npy":
             raise InputError(f"--labels was {labels}, expected a .npy file.")
         stored["labels"] = _stored(labels)["embeddings"]
-    whole = {name: _whole_numbers(label_path if name == "labels" else path, name, stored[name], shape)
-             for name, shape in (("clusters", (n,)), ("labels", (n,)), ("view_clusters", (2, n)), ("num_clusters", ()))
-             if name in stored}
+    whole = {
+        name: _whole_numbers(label_path if name == "labels" else path, name, stored[name], shape)
+        for name, shape in (("clusters", (n,)), ("labels", (n,)), ("view_clusters", (2, n)), ("num_clusters", ()))
+        if name in stored
+    }
     classes, numbers = _classes(path, label_path, stored.get("classes"), whole.get("labels"))
     num_clusters = int(whole["num_clusters"]) if "num_clusters" in whole else None
     for name in ("clusters", "view_clusters"):
         if num_clusters is not None and name in whole and int(whole[name].max()) >= num_clusters:
-            raise InputError(f"{name} in {path} went up to {int(whole[name].max())}, expected numbers below its "
-                             f"num_clusters, {num_clusters}.")
-    return Content(embeddings, features, whole.get("clusters"), numbers, classes, whole.get("view_clusters"),
-                   num_clusters, given)
+            raise InputError(
+                f"{name} in {path} went up to {int(whole[name].max())}, expected numbers below its "
+                f"num_clusters, {num_clusters}."
+            )
+    return Content(
+        embeddings, features, whole.get("clusters"), numbers, classes, whole.get("view_clusters"), num_clusters, given
+    )
 
 
 def measure(content: Content) -> tuple[dict[str, Any], dict[str, str]]:
     """The measures that the arrays allow, named as in a run's summary; and for the others the reason, as a clause."""
     h, clusters, labels = content.embeddings, content.clusters, content.labels
     summary: dict[str, Any] = {
-        "test_images": len(h), "num_features": h.shape[1],
-        "embedding_std": collapse.embedding_std(h), "effective_rank": collapse.effective_rank(h),
+        "test_images": len(h),
+        "num_features": h.shape[1],
+        "embedding_std": collapse.embedding_std(h),
+        "effective_rank": collapse.effective_rank(h),
         **collapse.mixture_measures(h),
     }
     no_training = "it learns from the training images, and an array holds those of the test only"
@@ -89,8 +98,9 @@ def measure(content: Content) -> tuple[dict[str, Any], dict[str, str]]:
     else:
         summary["effective_rank_features"] = collapse.effective_rank(content.features)
     if labels is None:
-        absent |= dict.fromkeys(("labels", "num_classes", "nmi", "ami", "kmeans_nmi", "within_class_scatter"),
-                                "the array holds no labels")
+        absent |= dict.fromkeys(
+            ("labels", "num_classes", "nmi", "ami", "kmeans_nmi", "within_class_scatter"), "the array holds no labels"
+        )
     else:
         summary["num_classes"] = len(content.classes)
         summary["within_class_scatter"] = collapse.within_class_scatter(h, labels)
@@ -136,8 +146,10 @@ def _matrix(path: Path, name: str, value: np.ndarray, rows: int | None = None) -
         value = value.astype(np.float32)
     bad = ~np.isfinite(value).all(axis=1)
     if bad.any():
-        raise InputError(f"{name} in {path} had {bad.sum()} rows with NaN or infinity in float32, the first of them "
-                         f"row {bad.argmax()}, expected finite numbers.")
+        raise InputError(
+            f"{name} in {path} had {bad.sum()} rows with NaN or infinity in float32, the first of them "
+            f"row {bad.argmax()}, expected finite numbers."
+        )
     return torch.from_numpy(value)
 
 
@@ -152,8 +164,9 @@ def _whole_numbers(path: Path, name: str, value: np.ndarray, shape: tuple[int, .
     return torch.from_numpy(np.asarray(value).astype(np.int64))
 
 
-def _classes(path: Path, label_path: Path, names: np.ndarray | None,
-             labels: Tensor | None) -> tuple[list[str], Tensor | None]:
+def _classes(
+    path: Path, label_path: Path, names: np.ndarray | None, labels: Tensor | None
+) -> tuple[list[str], Tensor | None]:
     """Names of the classes, and the labels as numbers of those names."""
     if labels is None:
         return [], None
@@ -163,6 +176,8 @@ def _classes(path: Path, label_path: Path, names: np.ndarray | None,
     if names.ndim != 1 or names.dtype.kind != "U":
         raise InputError(f"classes in {path} had type {names.dtype} and shape {names.shape}, expected (K,) strings.")
     if int(labels.max()) >= len(names):
-        raise InputError(f"labels in {path} went up to {int(labels.max())}, expected numbers below {len(names)}, the "
-                         f"number of its classes.")
+        raise InputError(
+            f"labels in {path} went up to {int(labels.max())}, expected numbers below {len(names)}, the "
+            f"number of its classes."
+        )
     return [str(name) for name in names], labels

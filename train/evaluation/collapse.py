@@ -124,8 +124,15 @@ def mixture(h: Tensor, components: int) -> tuple[float, float]:
         start = np.eye(components)[KMeans(components, n_init=5, random_state=0).fit(x).labels_]
         weights, means, variances = _moments(x, start)
         fitted = GaussianMixture(
-            components, covariance_type="diag", reg_covar=VARIANCE_FLOOR, random_state=0, max_iter=50,
-            weights_init=weights, means_init=means, precisions_init=1 / (variances + VARIANCE_FLOOR)).fit(x)
+            components,
+            covariance_type="diag",
+            reg_covar=VARIANCE_FLOOR,
+            random_state=0,
+            max_iter=50,
+            weights_init=weights,
+            means_init=means,
+            precisions_init=1 / (variances + VARIANCE_FLOOR),
+        ).fit(x)
         weights, means, variances = _moments(x, fitted.predict_proba(x))
     scatter = float((weights @ variances).sum() / x.var(0).sum())
     ratios = np.log((variances + VARIANCE_FLOOR) / (x.var(0) + VARIANCE_FLOOR))

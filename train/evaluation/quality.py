@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 
-def linear_probe(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, *,
-                 max_iter: int = 3000) -> tuple[float, bool]:
+def linear_probe(
+    train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, *, max_iter: int = 3000
+) -> tuple[float, bool]:
     """Test accuracy of logistic regression on features standardised by the training set, and whether it converged.
 
     Features are float `(N, width)`, labels int64 `(N,)`. L2 penalty of scikit-learn's default strength (C = 1), L-BFGS
@@ -35,8 +36,9 @@ def linear_probe(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tenso
     return accuracy, bool(np.max(probe.n_iter_) < max_iter)
 
 
-def knn(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, *, neighbours: int = 20,
-        temperature: float = 0.1) -> float:
+def knn(
+    train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, *, neighbours: int = 20, temperature: float = 0.1
+) -> float:
     """Test accuracy of k nearest neighbours by cosine, each voting with weight exp(cosine / temperature).
 
     Features are float `(N, width)`, labels int64 `(N,)`. At most as many neighbours as there are training rows vote.
@@ -58,8 +60,10 @@ def cluster_agreement(labels: Tensor, clusters: Tensor) -> dict[str, float]:
     """
     from sklearn.metrics import normalized_mutual_info_score
 
-    return {"nmi": float(normalized_mutual_info_score(labels.numpy(), clusters.numpy())),
-            "ami": adjusted_mutual_information(labels, clusters)}
+    return {
+        "nmi": float(normalized_mutual_info_score(labels.numpy(), clusters.numpy())),
+        "ami": adjusted_mutual_information(labels, clusters),
+    }
 
 
 def kmeans_nmi(features: Tensor, labels: Tensor, num_classes: int) -> float:

@@ -53,8 +53,13 @@ class _NotJudged(Exception):
     """The clause that says why."""
 
 
-def _verdict(summary: Mapping[str, Any], collapse: str, measure: str, needs: tuple[str, ...],
-             rule: Callable[..., tuple[float, str]]) -> Verdict:
+def _verdict(
+    summary: Mapping[str, Any],
+    collapse: str,
+    measure: str,
+    needs: tuple[str, ...],
+    rule: Callable[..., tuple[float, str]],
+) -> Verdict:
     value = summary.get(measure)
     try:
         for name in (measure, *needs):

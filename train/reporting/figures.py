@@ -19,8 +19,8 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
 
-from train import collapse
-from train.sources import Source
+from train.evaluation import collapse
+from train.reporting.sources import Source
 
 COLOURS = ("#2166ac", "#d6604d", "#4d9221", "#8073ac", "#e08214", "#35978f", "#c51b7d", "#8c510a")
 STYLES = ("-", "--", ":", "-.")
@@ -36,6 +36,7 @@ NOT_TERMS = ("epoch", "step", "lr", "loss")
 
 def losses(sources: list[Source]) -> Figure:
     """Mean loss per epoch, with the levels that the method says belong on every plot of it."""
+
     def draw(axes: Axes, source: Source) -> None:
         _lines(axes, source.history, ["loss"])
         for (label, level), style in zip(source.levels.items(), ("--", ":", "-.")):
@@ -47,9 +48,13 @@ def losses(sources: list[Source]) -> Figure:
 
 def terms(sources: list[Source]) -> Figure:
     """Every term of the loss per epoch."""
+
     def draw(axes: Axes, source: Source) -> None:
-        names = [name for name, value in source.history[0].items()
-                 if name not in NOT_TERMS and isinstance(value, (int, float))]
+        names = [
+            name
+            for name, value in source.history[0].items()
+            if name not in NOT_TERMS and isinstance(value, (int, float))
+        ]
         if not names:
             return say(axes, "the loss has no terms of its own")
         _lines(axes, source.history, names)
@@ -103,6 +108,7 @@ def code_usage(sources: list[Source]) -> Figure:
 
 def feature_products(sources: list[Source]) -> Figure:
     """(f/N) HᵀH of the unit-length embeddings: the identity when the coordinates are uncorrelated."""
+
     def draw(axes: Axes, source: Source) -> None:
         n, f = source.embeddings.shape
         h = _unit(source.embeddings)[:, :MOST_COORDINATES]
@@ -117,6 +123,7 @@ def sample_products(sources: list[Source]) -> Figure:
 
     Without labels the samples are sorted by cluster, which the axis then says.
     """
+
     def draw(axes: Axes, source: Source) -> None:
         by_class = source.labels is not None
         groups = source.labels if by_class else source.clusters
@@ -140,8 +147,11 @@ def mixture_scatters(sources: list[Source], threshold: float | None) -> Figure:
     figure, axes = _axes("components K of the mixture", "share of the variance within")
     found = False
     for index, source in enumerate(sources):
-        points = sorted((int(name.rpartition("_")[2]), value) for name, value in source.summary.items()
-                        if name.startswith("mixture_scatter_") and value is not None)
+        points = sorted(
+            (int(name.rpartition("_")[2]), value)
+            for name, value in source.summary.items()
+            if name.startswith("mixture_scatter_") and value is not None
+        )
         if points:
             found = True
             axes.plot(*zip(*points), label=short(source.name), marker="o", **_look(index))
@@ -187,18 +197,25 @@ def panels(count: int, square: bool = False) -> tuple[Figure, list[Axes]]:
 
 def say(axes: Axes, text: str) -> None:
     """Axes that hold a sentence instead of data."""
-    axes.text(0.5, 0.5, textwrap.fill(text, 34), ha="center", va="center", fontsize=9, color=GREY,
-              transform=axes.transAxes)
+    axes.text(
+        0.5, 0.5, textwrap.fill(text, 34), ha="center", va="center", fontsize=9, color=GREY, transform=axes.transAxes
+    )
     axes.set_axis_off()
 
 
 def short(name: str, most: int = 30) -> str:
     """A name for a legend or a title: its ends where it is long."""
-    return name if len(name) <= most else f"{name[:most // 2 - 1]}…{name[-most // 2:]}"
+    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"
 
 
-def _for_each(sources: list[Source], draw: Callable[[Axes, Source], None], x_label: str, y_label: str,
-              needs: str | None = None, square: bool = False) -> Figure:
+def _for_each(
+    sources: list[Source],
+    draw: Callable[[Axes, Source], None],
+    x_label: str,
+    y_label: str,
+    needs: str | None = None,
+    square: bool = False,
+) -> Figure:
     """Axes for each source, drawn by `draw`, or saying why it lacks the part that it `needs`."""
     figure, grid = panels(len(sources), square)
     for axes, source in zip(grid, sources):
@@ -228,8 +245,12 @@ def _label(axes: Axes, x_label: str, y_label: str) -> None:
 
 def _look(index: int) -> dict[str, str | float]:
     # Each thinner than the one before, so that of two equal curves both are seen.
-    return {"color": COLOURS[index % len(COLOURS)], "ls": STYLES[index // len(COLOURS) % len(STYLES)],
-            "lw": max(1.0, 2.2 - 0.4 * index), "ms": max(2.0, 4.5 - 0.8 * index)}
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "ls": STYLES[index // len(COLOURS) % len(STYLES)],
+        "lw": max(1.0, 2.2 - 0.4 * index),
+        "ms": max(2.0, 4.5 - 0.8 * index),
+    }
 
 
 def _lines(axes: Axes, history: list[dict[str, float]], names: list[str]) -> None:
@@ -242,8 +263,9 @@ def _lines(axes: Axes, history: list[dict[str, float]], names: list[str]) -> Non
 def _legend_below(axes: Axes) -> None:
     # Below the axes: inside, it would cover a level or the end of a curve.
     down = ScaledTranslation(0, -34 / 72, axes.figure.dpi_scale_trans)
-    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=axes.transAxes + down,
-                frameon=False)
+    axes.legend(
+        fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=axes.transAxes + down, frameon=False
+    )
 
 
 def _matrix(axes: Axes, values: Tensor) -> None:
@@ -265,4 +287,3 @@ def _unit(embeddings: Tensor) -> Tensor:
 
 def _evenly(order: Tensor, most: int) -> Tensor:
     return order[torch.linspace(0, len(order) - 1, min(len(order), most)).long()]
-

@@ -60,24 +60,29 @@ class Picture:
 
 def page(title: str, body: Sequence[str]) -> str:
     """A whole document; `body` is HTML, `title` is not."""
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-            f"<style>{STYLE}</style></head><body>\n<h1>{escape(title)}</h1>\n" + "\n".join(body) + "\n</body></html>\n")
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f"<style>{STYLE}</style></head><body>\n<h1>{escape(title)}</h1>\n" + "\n".join(body) + "\n</body></html>\n"
+    )
 
 
 def picture(drawn: Picture) -> str:
     """A figure with its caption, the image inside the page."""
     data, caption = base64.b64encode(drawn.png).decode(), escape(drawn.caption)
     wide = ' class="wide"' if drawn.wide else ""
-    return (f'<figure{wide}><img alt="{caption}" src="data:image/png;base64,{data}">'
-            f"<figcaption>{caption}</figcaption></figure>")
+    return (
+        f'<figure{wide}><img alt="{caption}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table; each row has as many cells as the head."""
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
-    return (f'<div class="table"><table><tr>{top}</tr>' + "".join(f"<tr>{line}</tr>" for line in lines)
-            + "</table></div>")
+    return (
+        f'<div class="table"><table><tr>{top}</tr>' + "".join(f"<tr>{line}</tr>" for line in lines) + "</table></div>"
+    )
 
 
 def items(texts: Sequence[str]) -> str:

@@ -9,15 +9,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from train import figures
-from train.sources import Source
+from train.reporting import figures
+from train.reporting.sources import Source
 
 MOST_ROWS = 2000
 """Rows that are mapped: t-SNE takes seconds for so many, minutes for 10,000."""
 PERPLEXITY = 30.0
-CAPTION = (f"Map of the unit-length embeddings by t-SNE (scikit-learn; at most {MOST_ROWS:,} test images, evenly "
-           f"taken, starting from the first two principal components, perplexity {PERPLEXITY:g}, seed 0): neighbours "
-           f"are neighbours, but sizes of groups and distances between them mean nothing.")
+CAPTION = (
+    f"Map of the unit-length embeddings by t-SNE (scikit-learn; at most {MOST_ROWS:,} test images, evenly "
+    f"taken, starting from the first two principal components, perplexity {PERPLEXITY:g}, seed 0): neighbours "
+    f"are neighbours, but sizes of groups and distances between them mean nothing."
+)
 
 
 def maps(sources: list[Source]) -> Figure:
@@ -77,8 +79,16 @@ def _draw(axes: Axes, source: Source) -> None:
     palette = matplotlib.colormaps["tab10" if count <= 10 else "tab20"]
     for number, name in enumerate(source.classes):
         axes.scatter(*places[labels == number].T, s=5, lw=0, color=palette(number), label=name)
-    axes.legend(fontsize=7, markerscale=2.5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.02),
-                ncols=5, columnspacing=0.8, handletextpad=0.1)
+    axes.legend(
+        fontsize=7,
+        markerscale=2.5,
+        frameon=False,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.02),
+        ncols=5,
+        columnspacing=0.8,
+        handletextpad=0.1,
+    )
     return None
 
 

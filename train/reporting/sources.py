@@ -9,10 +9,11 @@ from typing import Any, Sequence
 
 from torch import Tensor
 
-from train import arrays, verdicts
 from train.errors import InputError
-from train.run_files import CHECKPOINT_FILE, CONFIG_FILE, EMBEDDINGS_FILE, METRICS_FILE, SUMMARY_FILE
-from train.verdicts import Verdict
+from train.evaluation import arrays, verdicts
+from train.evaluation.verdicts import Verdict
+from train.files import read_json
+from train.run_folder import CHECKPOINT_FILE, CONFIG_FILE, EMBEDDINGS_FILE, METRICS_FILE, SUMMARY_FILE
 
 NO_EPOCH = "no epoch is finished"
 
@@ -58,8 +59,9 @@ class Source:
         return "it was not measured"
 
 
-def read(runs: Sequence[str | Path], labels: Path | None = None, data_dir: Path | None = None,
-         device: str = "auto") -> list[Source]:
+def read(
+    runs: Sequence[str | Path], labels: Path | None = None, data_dir: Path | None = None, device: str = "auto"
+) -> list[Source]:
     """Read every RUN of a command line.
 
     Args:
@@ -75,8 +77,10 @@ def read(runs: Sequence[str | Path], labels: Path | None = None, data_dir: Path 
     resolved = [path.resolve() for path in paths]
     for index, path in enumerate(paths):
         if not path.exists():
-            raise InputError(f"RUN was {path}, which does not exist, expected the folder of a run, a checkpoint, or a "
-                             f".npy or .npz file.")
+            raise InputError(
+                f"RUN was {path}, which does not exist, expected the folder of a run, a checkpoint, or a "
+                f".npy or .npz file."
+            )
         if resolved[index] in resolved[:index]:
             raise InputError(f"RUN {path} was given twice, expected each once.")
     found, uses_labels = [], False
@@ -116,18 +120,33 @@ def from_folder(folder: Path, name: str) -> Source:
         if (folder / CHECKPOINT_FILE).is_file():
             raise InputError(
                 f"RUN {folder} holds a checkpoint but no {SUMMARY_FILE}, expected a finished run: go on with it by its "
-                f"own command and --resume, or give {folder / CHECKPOINT_FILE} to have it judged as it stands.")
-        raise InputError(f"RUN {folder} holds no {SUMMARY_FILE}, expected the output directory of a finished run of "
-                         f"python -m train.")
+                f"own command and --resume, or give {folder / CHECKPOINT_FILE} to have it judged as it stands."
+            )
+        raise InputError(
+            f"RUN {folder} holds no {SUMMARY_FILE}, expected the output directory of a finished run of python -m train."
+        )
     if not (folder / EMBEDDINGS_FILE).is_file():
-        raise InputError(f"RUN {folder} holds no {EMBEDDINGS_FILE}, expected a run that kept its embeddings (for an "
-                         f"older run, give {folder / CHECKPOINT_FILE}).")
-    summary, config = _json(folder / SUMMARY_FILE), _json(folder / CONFIG_FILE)
+        raise InputError(
+            f"RUN {folder} holds no {EMBEDDINGS_FILE}, expected a run that kept its embeddings (for an "
+            f"older run, give {folder / CHECKPOINT_FILE})."
+        )
+    summary, config = read_json(folder / SUMMARY_FILE), read_json(folder / CONFIG_FILE)
     content = arrays.load(folder / EMBEDDINGS_FILE)
     history = _rows(folder / METRICS_FILE)
-    return Source(name, content.embeddings, summary, config, history, summary.get("levels", {}), content.features,
-                  content.clusters, content.labels, content.classes, content.view_clusters,
-                  {"history": NO_EPOCH} | dict.fromkeys(("clusters", "labels"), f"its {EMBEDDINGS_FILE} holds none"))
+    return Source(
+        name,
+        content.embeddings,
+        summary,
+        config,
+        history,
+        summary.get("levels", {}),
+        content.features,
+        content.clusters,
+        content.labels,
+        content.classes,
+        content.view_clusters,
+        {"history": NO_EPOCH} | dict.fromkeys(("clusters", "labels"), f"its {EMBEDDINGS_FILE} holds none"),
+    )
 
 
 def from_checkpoint(path: Path, name: str, data_dir: Path | None, device: str) -> Source:
@@ -137,26 +156,36 @@ def from_checkpoint(path: Path, name: str, data_dir: Path | None, device: str) -
 
     config, data, method, history = evaluate.restore(path, data_dir, device)
     summary, test = evaluate.judge(config, data, method)
-    return Source(name, test.embeddings, summary, config.to_dict(), history, method.lines(), test.features,
-                  test.clusters, data.test_labels.cpu(), list(data.classes), test.view_clusters,
-                  {"history": NO_EPOCH})
+    return Source(
+        name,
+        test.embeddings,
+        summary,
+        config.to_dict(),
+        history,
+        method.lines(),
+        test.features,
+        test.clusters,
+        data.test_labels.cpu(),
+        list(data.classes),
+        test.view_clusters,
+        {"history": NO_EPOCH},
+    )
 
 
 def from_array(content: arrays.Content, name: str) -> Source:
     """An array of embeddings: every measure that it allows, and the reasons for the others."""
     summary, absent = arrays.measure(content)
-    return Source(name, content.embeddings, summary, features=content.features, clusters=content.clusters,
-                  labels=content.labels, classes=content.classes, view_clusters=content.view_clusters, absent=absent)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} could not be read ({type(error).__name__}), expected a JSON object.") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} held a JSON {type(content).__name__}, expected an object.")
-    return content
+    return Source(
+        name,
+        content.embeddings,
+        summary,
+        features=content.features,
+        clusters=content.clusters,
+        labels=content.labels,
+        classes=content.classes,
+        view_clusters=content.view_clusters,
+        absent=absent,
+    )
 
 
 def _rows(path: Path) -> list[dict[str, float]]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from train.augment import TwoViews
+from train.data.augment import TwoViews
 
 PLAIN = dict(crop_scale=(1.0, 1.0), rotation=0.0, jitter=(0.0, 0.0, 0.0, 0.0), grey_prob=0.0, flip_prob=0.0,
              solarise_prob=0.0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from train import cifar10
+from train.data import cifar10
 from train.errors import InputError
 
 PER_FILE = 20

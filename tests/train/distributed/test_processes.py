@@ -15,19 +15,46 @@ import torch
 from ranks import Ranks
 
 import train.__main__ as program
-from train import checkpoint, ending, evaluate, folder, loop, processes, report
+from train import checkpoint, evaluate, files, loop, report, run_folder
 from train.config import Config
+from train.distributed import ending, processes
 from train.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 # Eight steps of 64 images, two epochs. The prototypes thaw after step 1; the queue is full inside step 2.
-OPTIONS = ["--num-train", "256", "--num-test", "60", "--batch-size", "64", "--widths", "8", "8", "16",
-           "--num-features", "16", "--num-codes", "64", "--epochs", "2", "--projector-hidden", "16",
-           "--num-prototypes", "8", "--queue-length", "80", "--freeze-prototypes", "1", "--num-threads", "1"]
+OPTIONS = [
+    "--num-train",
+    "256",
+    "--num-test",
+    "60",
+    "--batch-size",
+    "64",
+    "--widths",
+    "8",
+    "8",
+    "16",
+    "--num-features",
+    "16",
+    "--num-codes",
+    "64",
+    "--epochs",
+    "2",
+    "--projector-hidden",
+    "16",
+    "--num-prototypes",
+    "8",
+    "--queue-length",
+    "80",
+    "--freeze-prototypes",
+    "1",
+    "--num-threads",
+    "1",
+]
 METHODS = ["cplearn", "barlow_twins", "swav"]
 
 
 # ---- what is done to the processes before they run ----
+
 
 def short():
     """End after training: few of these tests look at what comes then."""
@@ -117,12 +144,13 @@ def poison():
 
 def no_writing(rank):
     """Rank 1 must neither write a file nor evaluate; rank 0 does all of it."""
-    report.write = lambda path, views: path.joinpath(report.FILE).write_text("report")
+    report.write = lambda path, views: path.joinpath("report.html").write_text("report")
     if rank == 1:
+
         def refuse(*_):
             raise AssertionError("rank 1 writes or evaluates")
 
-        checkpoint.write_atomically = folder.claim = evaluate.judge = report.write = refuse
+        files.write_atomically = checkpoint.save = run_folder.claim = evaluate.judge = report.write = refuse
 
 
 def hang(rank):
@@ -132,6 +160,7 @@ def hang(rank):
 
 
 # ---- tests ----
+
 
 def rows(path):
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
@@ -180,8 +209,10 @@ def test_two_processes_are_one(method, runs):
     assert largest_difference(a, a[1:] + a[:1]) > 0.1, "the metrics hardly change, so it shows nothing"
 
 
-@pytest.mark.parametrize("before, after, on, act, status", [(2, 1, 1, terminate, 143), (1, 2, 0, terminate, 143),
-                                                            (2, 2, None, interrupt, 130)])
+@pytest.mark.parametrize(
+    "before, after, on, act, status",
+    [(2, 1, 1, terminate, 143), (1, 2, 0, terminate, 143), (2, 2, None, interrupt, 130)],
+)
 def test_a_run_goes_on_with_any_number_of_processes(before, after, on, act, status, runs, tmp_path):
     """A signal to one process (None: to all) inside step 5 stops all; what goes on is the run that never stopped."""
     options = ["--output-dir", str(tmp_path / "run"), *OPTIONS]
@@ -206,15 +237,23 @@ def test_the_first_process_alone_writes_and_evaluates(tmp_path):
     assert done.wait() == [0, 0], done.everything
     assert done.text(1) == "" and "in 2 processes" in done.text(0) and "linear_probe" in done.text(0)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        ".lock", "checkpoint.pt", "config.json", "embeddings.npz", "metrics.jsonl", "report.html", "summary.json"]
+        ".lock",
+        "checkpoint.pt",
+        "config.json",
+        "embeddings.npz",
+        "metrics.jsonl",
+        "report.html",
+        "summary.json",
+    ]
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["processes"] == 2
 
 
 def ends(tmp_path, options, act, status, *words):
     """Two processes end with this status, and one of them says one sentence with these words."""
     began = time.monotonic()
-    run = Ranks(tmp_path / "ranks", ["--output-dir", str(tmp_path / "run"), "--method", "barlow_twins", *OPTIONS,
-                                     *options], act)
+    run = Ranks(
+        tmp_path / "ranks", ["--output-dir", str(tmp_path / "run"), "--method", "barlow_twins", *OPTIONS, *options], act
+    )
     assert run.wait() == [status] * 2, run.everything
     assert time.monotonic() - began < 40
     said = [line for line in run.everything.splitlines() if line.startswith("error: ")]
@@ -231,16 +270,16 @@ def test_bad_input_is_said_once(tmp_path):
 
 
 def test_a_folder_in_use_is_said_once(tmp_path):
-    with folder.claim(Config(output_dir=tmp_path / "run")):
+    with run_folder.claim(Config(output_dir=tmp_path / "run")):
         ends(tmp_path, [], None, 2, "error: --output-dir", "in use by another run")
 
 
 def test_a_failure_of_one_process_ends_all(tmp_path):
     ends(tmp_path, [], partial(in_step, 4, 0, full_disk), 2, "error: Step 4 could not be saved", "No space left")
-    assert checkpoint.load(tmp_path / "run" / checkpoint.FILE)["progress"]["step"] == 0
+    assert checkpoint.load(tmp_path / "run" / "checkpoint.pt")["progress"]["step"] == 0
     ends(tmp_path, ["--overwrite"], partial(in_step, 0, 1, bad_data), 2, "error: rank 1: The data were bad")
     ends(tmp_path, ["--overwrite"], partial(in_step, 6, None, poison), 1, "error: The loss became nan at step 6 of 8")
-    assert checkpoint.load(tmp_path / "run" / loop.DIVERGED_FILE)["progress"]["step"] == 5
+    assert checkpoint.load(tmp_path / "run" / "diverged.pt")["progress"]["step"] == 5
 
 
 def test_a_mistake_in_one_process_shows_its_traceback_and_ends_all(tmp_path):
@@ -255,7 +294,7 @@ def test_a_killed_process_ends_the_run_which_goes_on_from_its_checkpoint(tmp_pat
     assert run.wait() == [1, -signal.SIGKILL], run.everything
     assert run.text(0).count("error: Another process is gone") == 1 and "--resume" in run.text(0)
     assert "Traceback" not in run.text(0)
-    assert checkpoint.load(tmp_path / "run" / checkpoint.FILE)["progress"]["step"] == 4
+    assert checkpoint.load(tmp_path / "run" / "checkpoint.pt")["progress"]["step"] == 4
     resumed = Ranks(tmp_path / "2", [*options, "--resume"], partial(record, tmp_path / "steps"))
     assert resumed.wait() == [0, 0] and len(steps(tmp_path / "steps")) == 4
 
@@ -267,8 +306,20 @@ def test_a_process_that_does_not_answer_ends_the_run(tmp_path):
 
 
 def test_torchrun_forwards_a_signal_and_the_run_stops_well(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "train", "--output-dir",
-               str(tmp_path / "run"), *OPTIONS, "--epochs", "500"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "train",
+        "--output-dir",
+        str(tmp_path / "run"),
+        *OPTIONS,
+        "--epochs",
+        "500",
+    ]
     process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         deadline = time.monotonic() + 120
@@ -281,7 +332,7 @@ def test_torchrun_forwards_a_signal_and_the_run_stops_well(tmp_path):
         process.kill()
         process.wait()
     assert process.returncode != 0
-    step = checkpoint.load(tmp_path / "run" / checkpoint.FILE)["progress"]["step"]
+    step = checkpoint.load(tmp_path / "run" / "checkpoint.pt")["progress"]["step"]
     assert errors.count(f"Stopped by SIGTERM after step {step} of 2000; a checkpoint is saved.") == 1, errors
 
 

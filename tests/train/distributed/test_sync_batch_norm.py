@@ -8,7 +8,7 @@ import torch.distributed as dist
 from ranks import context
 from torch import nn
 
-from train.sync_batch_norm import SyncBatchNorm
+from train.distributed.sync_batch_norm import SyncBatchNorm
 
 # Of other widths, PyTorch's own backward of channels-last images writes past its buffers (train/backbones.py).
 CHANNELS = 8
@@ -16,8 +16,12 @@ CHANNELS = 8
 SIZES = [(5, 1, 4), (3, 0, 6), (7, 2)]
 # Images, rows of features, and images whose channels lie next to each other in memory.
 SHAPES = {"2d": (CHANNELS, 3, 2), "1d": (CHANNELS,), "channels last": (CHANNELS, 4, 4)}
-OPTIONS = {"plain": {}, "no weights": {"affine": False}, "cumulative": {"momentum": None}, "no statistics":
-           {"track_running_stats": False}}
+OPTIONS = {
+    "plain": {},
+    "no weights": {"affine": False},
+    "cumulative": {"momentum": None},
+    "no statistics": {"track_running_stats": False},
+}
 CASES = [*itertools.product(SIZES, SHAPES, ["plain"]), *itertools.product(SIZES[:1], ["2d"], list(OPTIONS)[1:])]
 STEPS = 2
 
@@ -61,7 +65,7 @@ def one_process(case, dtype):
 def one_of_many(case, dtype, rank):
     """The same in one of many processes; weights' gradients averaged as DistributedDataParallel does."""
     sizes, shape, options = case
-    norm, rows = make(SyncBatchNorm, options, dtype), slice(sum(sizes[:rank]), sum(sizes[:rank + 1]))
+    norm, rows = make(SyncBatchNorm, options, dtype), slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
     steps = []
     for step in range(STEPS):
         x, grad = (value[rows] for value in whole_batch(sizes, shape, dtype, step))
@@ -149,13 +153,20 @@ def test_batch_norm_of_each_part_would_fail_that(results):
 
 def test_bfloat16_stays_and_one_value_is_refused(results):
     assert all(found["bfloat16"] == torch.bfloat16 for found in results[:2])
-    assert all("expected at least 2 values per channel over all processes, got 1" in found["one value"]
-               for found in results[:2])
+    assert all(
+        "expected at least 2 values per channel over all processes, got 1" in found["one value"]
+        for found in results[:2]
+    )
 
 
 def test_conversion_keeps_parameters_buffers_names_and_modes():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.3), nn.ReLU(), nn.Flatten(),
-                          nn.Sequential(nn.Linear(16, 5), nn.BatchNorm1d(5, affine=False, eps=0.1))).eval()
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4, momentum=0.3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Sequential(nn.Linear(16, 5), nn.BatchNorm1d(5, affine=False, eps=0.1)),
+    ).eval()
     before = dict(model.state_dict(keep_vars=True))
     converted = SyncBatchNorm.convert_sync_batchnorm(model)
     after = dict(converted.state_dict(keep_vars=True))

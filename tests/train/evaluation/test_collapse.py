@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from train import collapse
+from train.evaluation import collapse
 
 N, F = 4000, 16
 
@@ -50,11 +50,14 @@ def test_cluster_collapse():
     even, one = torch.arange(100) % 20, torch.zeros(100, dtype=torch.int64)
     assert collapse.code_counts(even).tolist() == [5] * 20
     assert collapse.perplexity(collapse.code_counts(even)) == pytest.approx(20)
-    assert collapse.code_counts(one).tolist() == [100] and collapse.perplexity(collapse.code_counts(one)) == pytest.approx(1)
+    assert collapse.code_counts(one).tolist() == [100] and collapse.perplexity(
+        collapse.code_counts(one)
+    ) == pytest.approx(1)
     uneven = torch.tensor([3, 3, 3, 9])
     assert collapse.code_counts(uneven).tolist() == [3, 1]
     assert collapse.perplexity(collapse.code_counts(uneven)) == pytest.approx(
-        math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))
+        math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))
+    )
 
 
 def test_intracluster_collapse(spread):
@@ -143,8 +146,14 @@ def test_degenerate_embeddings_have_finite_measures(spread):
     assert collapse.mixture(one, 1) == (0.0, 0.0)
 
 
-MEASURES = [collapse.embedding_std, collapse.effective_rank, collapse.singular_values, collapse.mixture_measures,
-            lambda h: collapse.mixture(h, 1), lambda h: collapse.within_class_scatter(h, torch.zeros(len(h)))]
+MEASURES = [
+    collapse.embedding_std,
+    collapse.effective_rank,
+    collapse.singular_values,
+    collapse.mixture_measures,
+    lambda h: collapse.mixture(h, 1),
+    lambda h: collapse.within_class_scatter(h, torch.zeros(len(h))),
+]
 
 
 @pytest.mark.parametrize("measure", MEASURES)

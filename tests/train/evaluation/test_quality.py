@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from train import quality
+from train.evaluation import quality
 
 
 @pytest.fixture

@@ -5,13 +5,25 @@ import math
 import pytest
 import torch
 
-from train import collapse, verdicts
+from train.evaluation import collapse, verdicts
 
 N, F, CLASSES = 600, 32, 10
-SOUND = {"embedding_std": 0.17, "perplexity": 100.0, "effective_rank": 30.0, "mixture_scatter_10": 0.9,
-         "num_features": F, "num_clusters": 1000, "num_classes": CLASSES, "test_images": N}
-EDGES = [("representation", "embedding_std", 0.5 / math.sqrt(F)), ("cluster", "perplexity", 20.0),
-         ("dimensional", "effective_rank", F / 4), ("intracluster", "mixture_scatter_10", 0.1)]
+SOUND = {
+    "embedding_std": 0.17,
+    "perplexity": 100.0,
+    "effective_rank": 30.0,
+    "mixture_scatter_10": 0.9,
+    "num_features": F,
+    "num_clusters": 1000,
+    "num_classes": CLASSES,
+    "test_images": N,
+}
+EDGES = [
+    ("representation", "embedding_std", 0.5 / math.sqrt(F)),
+    ("cluster", "perplexity", 20.0),
+    ("dimensional", "effective_rank", F / 4),
+    ("intracluster", "mixture_scatter_10", 0.1),
+]
 
 
 def collapsed(summary):
@@ -58,18 +70,27 @@ def shapes():
         "loose clusters": (centres[tenth] + 0.35 * cloud, many, []),
         # Ten points span ten dimensions, more than a quarter of the 32: only the inside of the clusters is lost.
         "ten points": (centres[tenth] + 1e-3 * cloud, many, ["intracluster"]),
-        "everything": (cloud[:1].expand(N, -1), torch.zeros(N, dtype=torch.int64),
-                       ["representation", "cluster", "dimensional", "intracluster"]),
+        "everything": (
+            cloud[:1].expand(N, -1),
+            torch.zeros(N, dtype=torch.int64),
+            ["representation", "cluster", "dimensional", "intracluster"],
+        ),
     }
 
 
 @pytest.mark.parametrize("name", list(shapes()))
 def test_each_shape_shows_its_collapses_and_no_others(name):
     h, clusters, expected = shapes()[name]
-    summary = {"embedding_std": collapse.embedding_std(h), "effective_rank": collapse.effective_rank(h),
-               "perplexity": collapse.perplexity(collapse.code_counts(clusters)),
-               "mixture_scatter_10": collapse.mixture(h, 10)[0], "num_features": F, "num_clusters": 1000,
-               "num_classes": CLASSES, "test_images": N}
+    summary = {
+        "embedding_std": collapse.embedding_std(h),
+        "effective_rank": collapse.effective_rank(h),
+        "perplexity": collapse.perplexity(collapse.code_counts(clusters)),
+        "mixture_scatter_10": collapse.mixture(h, 10)[0],
+        "num_features": F,
+        "num_clusters": 1000,
+        "num_classes": CLASSES,
+        "test_images": N,
+    }
     assert collapsed(summary) == expected
 
 
@@ -83,9 +104,16 @@ def test_what_is_missing_or_not_finite_is_not_judged(missing, value):
     assert [v.collapse for v in verdicts.judge(without).values() if v.collapsed is None] == [unjudged[0].collapse]
 
 
-@pytest.mark.parametrize("name, changes", [
-    ("cluster", {"num_clusters": 1}), ("cluster", {"test_images": 1}), ("dimensional", {"num_features": 4}),
-    ("intracluster", {"num_features": 2}), ("intracluster", {"num_features": 1})])
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("cluster", {"num_clusters": 1}),
+        ("cluster", {"test_images": 1}),
+        ("dimensional", {"num_features": 4}),
+        ("intracluster", {"num_features": 2}),
+        ("intracluster", {"num_features": 1}),
+    ],
+)
 def test_where_the_measure_could_say_one_thing_only_nothing_is_said(name, changes):
     assert verdicts.judge(SOUND | changes)[name].collapsed is None
     assert verdicts.judge({})[name].collapsed is None

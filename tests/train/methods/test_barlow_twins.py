@@ -26,7 +26,7 @@ def test_the_loss_is_the_sum_over_the_correlation_matrix(method):
     for k in range(F):
         for m in range(F):
             c = float((h1[:, k] * h2[:, m]).mean())
-            expected += (1 - c) ** 2 if k == m else 0.01 * c ** 2
+            expected += (1 - c) ** 2 if k == m else 0.01 * c**2
     loss, terms = method.loss(h1, h2)
     assert loss.item() == pytest.approx(expected, rel=1e-12)
     assert loss.item() == pytest.approx(terms["invariance"].item() + 0.01 * terms["redundancy"].item(), rel=1e-12)
@@ -38,7 +38,7 @@ def test_known_ends(method):
     """Equal and uncorrelated coordinates give 0; one coordinate copied to all gives λ f (f - 1)."""
     white = torch.linalg.qr(standardised())[0]
     white = white - white.mean(0)
-    white = torch.linalg.qr(white)[0] * N ** 0.5
+    white = torch.linalg.qr(white)[0] * N**0.5
     assert method.loss(white, white)[0].item() == pytest.approx(0, abs=1e-12)
     copied = standardised()[:, :1].expand(-1, F)
     assert method.loss(copied, copied)[0].item() == pytest.approx(0.01 * F * (F - 1))

@@ -2,11 +2,11 @@
 
 import math
 
-import cplearn_kernels as cpk
 import numpy as np
 import pytest
 import torch
 
+import cplearn_kernels as cpk
 from train import backbones, methods
 from train.errors import InputError
 
@@ -21,16 +21,24 @@ def views(f=16, n=32):
     return [torch.nn.functional.normalize(torch.randn(n, f, generator=generator), dim=1) for _ in range(2)]
 
 
-@pytest.mark.parametrize("changes", [{}, {"embedding": "tanh"}, {"prior": "cross_entropy"}, {"dictionary": "rademacher"},
-                                     {"beta": 2.0, "eps": 1e-4}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"embedding": "tanh"}, {"prior": "cross_entropy"}, {"dictionary": "rademacher"}, {"beta": 2.0, "eps": 1e-4}],
+)
 def test_options_reach_the_loss(tiny_config, changes):
     config = tiny_config(**changes)
     family = cpk.RademacherDictionary if config.dictionary == "rademacher" else cpk.HadamardDictionary
     temperature = cpk.default_temperature(16, 64, embedding=config.embedding, batch_size=32, eps=config.eps)
     h1, h2 = views()
     loss, terms = build(config).loss(h1, h2)
-    expected = cpk.reference.cplearn_loss(h1.double(), h2.double(), family(16, 64, seed=config.seed),
-                                          temperature=temperature, beta=config.beta, prior=config.prior)
+    expected = cpk.reference.cplearn_loss(
+        h1.double(),
+        h2.double(),
+        family(16, 64, seed=config.seed),
+        temperature=temperature,
+        beta=config.beta,
+        prior=config.prior,
+    )
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert loss.item() == pytest.approx(terms["prior"].item() + config.beta * terms["invariance"].item(), rel=1e-5)
 
@@ -69,8 +77,12 @@ def test_a_dense_dictionary_comes_from_its_file(tiny_config, tmp_path):
     dense = {"dictionary": "dense", "dictionary_file": tmp_path / "w.npy"}
     method = build(tiny_config(**dense))
     assert method.assign(codes.T[[5, 63, 0]].contiguous() / 4).tolist() == [5, 63, 0]
-    expected = cpk.reference.cplearn_loss(*(h.double() for h in views()), cpk.DenseDictionary(codes.double()),
-                                          temperature=method.criterion.temperature, beta=0.75)
+    expected = cpk.reference.cplearn_loss(
+        *(h.double() for h in views()),
+        cpk.DenseDictionary(codes.double()),
+        temperature=method.criterion.temperature,
+        beta=0.75,
+    )
     assert method.loss(*views())[0].item() == pytest.approx(expected.item(), rel=1e-5)
     with pytest.raises(InputError, match=r"int8 of shape \(16, 64\), expected numbers of shape \(16, 128\)"):
         build(tiny_config(num_codes=128, **dense))

@@ -4,11 +4,12 @@ import pytest
 import run_folders
 import torch
 
-from train import figures, planar
-from train.sources import Source
+from train.reporting import figures, planar
+from train.reporting.sources import Source
 
-HISTORY = [{"epoch": i, "step": 3 * i, "lr": 0.1, "loss": 5.0 - i, "prior": 1.0 * i, "invariance": 4.0 - i}
-           for i in (1, 2)]
+HISTORY = [
+    {"epoch": i, "step": 3 * i, "lr": 0.1, "loss": 5.0 - i, "prior": 1.0 * i, "invariance": 4.0 - i} for i in (1, 2)
+]
 
 
 def source(h, name="run", **parts):
@@ -29,8 +30,12 @@ def said(axes):
 
 def test_each_loss_is_drawn_with_its_own_levels():
     other = [{"epoch": 1, "loss": 9.0}, {"epoch": 2, "loss": 8.0}]
-    figure = figures.losses([source(torch.eye(4), "a", history=HISTORY, levels={"log c": 9.7, "floor": 4.9}),
-                             source(torch.eye(4), "b", history=other)])
+    figure = figures.losses(
+        [
+            source(torch.eye(4), "a", history=HISTORY, levels={"log c": 9.7, "floor": 4.9}),
+            source(torch.eye(4), "b", history=other),
+        ]
+    )
     first, second = figure.axes
     assert [set(line.get_ydata()) for line in first.get_lines()] == [{4.0, 3.0}, {9.7}, {4.9}]
     assert {"log c = 9.70", "floor = 4.90"} <= set(legend(first)) and first.get_title() == "a"
@@ -38,41 +43,49 @@ def test_each_loss_is_drawn_with_its_own_levels():
 
 
 def test_a_run_without_history_says_so_beside_one_with():
-    figure = figures.losses([source(torch.eye(4), "a", history=HISTORY),
-                             source(torch.eye(4), "b", absent={"history": "an array has no history of training"})])
+    figure = figures.losses(
+        [
+            source(torch.eye(4), "a", history=HISTORY),
+            source(torch.eye(4), "b", absent={"history": "an array has no history of training"}),
+        ]
+    )
     assert said(figure.axes[0]) == "" and said(figure.axes[1]) == "an array has no history of training"
 
 
 def test_terms_are_drawn_by_name():
-    axes, = figures.terms([source(torch.eye(4), history=HISTORY)]).axes
+    (axes,) = figures.terms([source(torch.eye(4), history=HISTORY)]).axes
     assert {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()} == {
-        "prior": [1.0, 2.0], "invariance": [3.0, 2.0]}
-    axes, = figures.terms([source(torch.eye(4), history=[{"epoch": 1, "loss": 2.0}])]).axes
+        "prior": [1.0, 2.0],
+        "invariance": [3.0, 2.0],
+    }
+    (axes,) = figures.terms([source(torch.eye(4), history=[{"epoch": 1, "loss": 2.0}])]).axes
     assert said(axes) == "the loss has no terms of its own"
 
 
 def test_spectra_share_axes_and_evenly_spread_rows_are_flat_at_one():
     h = torch.cat([torch.eye(8), -torch.eye(8)])
-    axes, = figures.spectra([source(h, "even"), source(torch.ones(16, 8), "point")]).axes
+    (axes,) = figures.spectra([source(h, "even"), source(torch.ones(16, 8), "point")]).axes
     even, point = (line.get_ydata() for line in axes.get_lines()[:2])
     assert list(even) == pytest.approx([1.0] * 8)
-    assert point[0] == pytest.approx(8 ** 0.5) and max(point[1:]) < 1e-6
+    assert point[0] == pytest.approx(8**0.5) and max(point[1:]) < 1e-6
     assert legend(axes)[:2] == ["even", "point"] and axes.get_ylim()[0] == pytest.approx(1e-4)
 
 
 def test_usage_is_sorted_and_sums_to_one_for_each_run():
     clusters = torch.tensor([4, 4, 4, 1, 1, 9])
-    sources = [source(torch.eye(6), "a", clusters=clusters, summary={"num_clusters": 64}),
-               source(torch.eye(6), "b", clusters=torch.zeros(6, dtype=torch.int64), summary={"num_clusters": 2}),
-               source(torch.eye(6), "without", absent={"clusters": "the array holds no clusters"})]
-    axes, = figures.code_usage(sources).axes
+    sources = [
+        source(torch.eye(6), "a", clusters=clusters, summary={"num_clusters": 64}),
+        source(torch.eye(6), "b", clusters=torch.zeros(6, dtype=torch.int64), summary={"num_clusters": 2}),
+        source(torch.eye(6), "without", absent={"clusters": "the array holds no clusters"}),
+    ]
+    (axes,) = figures.code_usage(sources).axes
     lines = axes.get_lines()
     assert list(lines[0].get_ydata()) == pytest.approx([3 / 6, 2 / 6, 1 / 6]) and list(lines[1].get_ydata()) == [1]
     assert [line.get_ydata()[0] for line in lines[2:]] == pytest.approx([1 / 6, 1 / 2])
     assert legend(axes)[:2] == ["a: 3 used of 64", "b: 1 used of 2"]
     low, high = axes.get_ylim()
     assert low < 1 / 6 and high > 1
-    axes, = figures.code_usage(sources[2:]).axes
+    (axes,) = figures.code_usage(sources[2:]).axes
     assert said(axes) == "the array holds no clusters"
 
 
@@ -90,9 +103,13 @@ def test_products_of_coordinates_are_scaled_and_cut():
 def test_products_of_samples_are_sorted_by_class_or_else_by_cluster_or_refused():
     h, labels = torch.eye(2)[torch.arange(40) % 2] * 3, torch.arange(40) % 2
     reasons = {"labels": "the array holds no labels"}
-    figure = figures.sample_products([
-        source(h, "a", labels=labels, classes=["odd", "even"]), source(h, "b", clusters=labels + 5, absent=reasons),
-        source(h, "c", absent=reasons)])
+    figure = figures.sample_products(
+        [
+            source(h, "a", labels=labels, classes=["odd", "even"]),
+            source(h, "b", clusters=labels + 5, absent=reasons),
+            source(h, "c", absent=reasons),
+        ]
+    )
     by_class, by_cluster = matrices(figure)[:2]
     for blocks in (by_class, by_cluster):
         assert blocks.shape == (40, 40) and blocks[:20, :20].min() == 1 and blocks[:20, 20:].max() == 0
@@ -110,15 +127,21 @@ def test_large_similarity_matrices_are_thinned_evenly():
 
 
 def test_mixtures_are_drawn_against_the_number_of_components():
-    summary = {"mixture_scatter_100": 0.3, "mixture_scatter_10": 0.6, "mixture_scatter_50": 0.4,
-               "mixture_entropy_10": -9.0}
-    sources = [source(torch.eye(4), "a", summary=summary),
-               source(torch.eye(4), "b", summary={"mixture_scatter_10": 0.05})]
-    axes, = figures.mixture_scatters(sources, 0.1).axes
+    summary = {
+        "mixture_scatter_100": 0.3,
+        "mixture_scatter_10": 0.6,
+        "mixture_scatter_50": 0.4,
+        "mixture_entropy_10": -9.0,
+    }
+    sources = [
+        source(torch.eye(4), "a", summary=summary),
+        source(torch.eye(4), "b", summary={"mixture_scatter_10": 0.05}),
+    ]
+    (axes,) = figures.mixture_scatters(sources, 0.1).axes
     first, second, level = axes.get_lines()
     assert list(first.get_xdata()) == [10, 50, 100] and list(first.get_ydata()) == [0.6, 0.4, 0.3]
     assert list(second.get_ydata()) == [0.05] and set(level.get_ydata()) == {0.1}
-    axes, = figures.mixture_scatters([source(torch.eye(4))], None).axes
+    (axes,) = figures.mixture_scatters([source(torch.eye(4))], None).axes
     assert said(axes) == "a mixture of 10 takes at least 50 rows, and there are 4"
 
 
@@ -139,7 +162,7 @@ def test_the_map_puts_each_class_apart_and_in_its_colour():
     labels = torch.as_tensor(run_folders.labels())
     noise = 0.05 * torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
     one = source(torch.as_tensor(run_folders.collapsed()) + noise, labels=labels, classes=run_folders.CLASSES)
-    axes, = planar.maps([one]).axes
+    (axes,) = planar.maps([one]).axes
     groups = [torch.as_tensor(points.get_offsets().data) for points in axes.collections]
     assert [len(group) for group in groups] == [20, 20, 20] and legend(axes) == run_folders.CLASSES
     assert len({tuple(points.get_facecolor()[0]) for points in axes.collections}) == 3
@@ -164,20 +187,22 @@ def test_what_has_no_map_says_so():
     assert planar.obstacle(torch.eye(4)) == "a map takes at least 5 embeddings, and there are 4"
     assert planar.obstacle(torch.ones(9, 1)) == "embeddings of one coordinate need no map"
     assert planar.obstacle(torch.eye(9)) is None
-    axes, = planar.maps([source(torch.ones(20, 4))]).axes
+    (axes,) = planar.maps([source(torch.ones(20, 4))]).axes
     assert said(axes) == "all embeddings are one point: there is nothing to map"
 
 
 def test_a_map_without_labels_says_why_it_has_one_colour():
-    axes, = planar.maps([source(torch.eye(12), absent={"labels": "the array holds no labels"})]).axes
+    (axes,) = planar.maps([source(torch.eye(12), absent={"labels": "the array holds no labels"})]).axes
     assert len(axes.collections) == 1 and axes.get_xlabel() == "no colours: the array holds no labels"
 
 
 def test_collapsed_and_spread_embeddings_look_different():
     """The pictures tell apart what they are for: one wrong (collapsed) and one right (spread) input each."""
     labels = torch.as_tensor(run_folders.labels())
-    spread, flat = (source(h, labels=labels, classes=run_folders.CLASSES, clusters=labels)
-                    for h in (run_folders.spread(), run_folders.collapsed()))
+    spread, flat = (
+        source(h, labels=labels, classes=run_folders.CLASSES, clusters=labels)
+        for h in (run_folders.spread(), run_folders.collapsed())
+    )
     blocks = [matrices(figures.sample_products([one]))[0][:20, :20].mean() for one in (spread, flat)]
     assert blocks[0] < 0.3 and blocks[1] == 1
     tails = [figures.spectra([one]).axes[0].get_lines()[0].get_ydata()[-1] for one in (spread, flat)]
