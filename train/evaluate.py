@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+import textwrap
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Iterator
 
 import numpy as np
 import torch
+from tabulate import tabulate
 from torch import Tensor, nn
 
 from train import backbones, checkpoint, methods, threads
@@ -20,28 +22,9 @@ from train.data import Images, load
 from train.data.augment import TwoViews
 from train.errors import InputError
 from train.evaluation import collapse, quality, verdicts
+from train.evaluation.measures import LABELS, MIXTURES
 from train.files import write_atomically, write_json
 from train.seeds import derive_seed
-
-MEANINGS = {
-    "linear_probe": "accuracy of a linear classifier on the features",
-    "linear_probe_converged": "whether its training reached its tolerance",
-    "knn": "accuracy of weighted nearest neighbours on the features",
-    "nmi": "mutual information of clusters and classes, normalised; grows with the clusters",
-    "ami": "the same, adjusted: 0 by chance whatever the number of clusters",
-    "kmeans_nmi": "nmi of k-means of the features with one cluster per class",
-    "view_agreement": "ami between the clusters of two augmented views of each image",
-    "codes_used": "clusters with at least one image",
-    "perplexity": "clusters in even use",
-    "num_clusters": "clusters that there are",
-    "effective_rank": "dimensions that the embeddings use (RankMe)",
-    "effective_rank_features": "dimensions that the features use",
-    "embedding_std": "spread of unit-length embeddings, per coordinate",
-    "within_class_scatter": "share of the embeddings' variance within classes",
-    "test_images": "images measured",
-    "num_features": "length of an embedding",
-    "num_classes": "classes among the labels",
-}
 
 
 @dataclass(frozen=True)
@@ -208,32 +191,37 @@ def restore(
 
 def table(summary: dict[str, Any]) -> str:
     """The measures and the verdicts of a summary as aligned text."""
-    rows = [(name, _text(summary[name]), meaning) for name, meaning in MEANINGS.items() if name in summary]
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    lines = [f"  {name:<{widths[0]}}  {value:>{widths[1]}}  {meaning}" for name, value, meaning in rows]
-    sizes = [size for size in collapse.MIXTURE_SIZES if f"mixture_scatter_{size}" in summary]
-    if sizes:
-        lines += [
-            "",
-            "Gaussian mixtures of the embeddings (scatter: 1 no clusters, 0 points; entropy in nats per coordinate)",
-            "  components" + "".join(f"{size:>10}" for size in sizes),
-        ]
-        lines += [
-            f"  {kind:<10}" + "".join(f"{summary[f'mixture_{kind}_{size}']:>10.4f}" for size in sizes)
-            for kind in ("scatter", "entropy")
-        ]
-    lines += ["", f"  {'collapse':<15} {'verdict':<11} {'measure':<19} {'value':>8} {'below':>8}  threshold"]
-    for name, v in summary["verdicts"].items():
-        word = {True: "COLLAPSED", False: "no", None: "not judged"}[v["collapsed"]]
-        numbers = ["-" if x is None else f"{x:.4g}" for x in (v["value"], v["threshold"])]
-        lines.append(f"  {name:<15} {word:<11} {v['measure']:<19} {numbers[0]:>8} {numbers[1]:>8}  {v['why']}")
-    return "\n".join(lines)
+    shown = {name: label for name, label in LABELS.items() if name in summary and name not in MIXTURES}
+    parts = [_aligned([[name, _text(summary[name]), label] for name, label in shown.items()])]
+    if sizes := [size for size in collapse.MIXTURE_SIZES if f"mixture_scatter_{size}" in summary]:
+        rows = [[kind, *(f"{summary[f'mixture_{kind}_{k}']:.4f}" for k in sizes)] for kind in ("scatter", "entropy")]
+        parts.append(
+            "Gaussian mixtures of the embeddings (scatter: 1 no clusters, 0 points; entropy in nats per coordinate)\n"
+            + _aligned([["components", *map(str, sizes)], *rows])
+        )
+    head = ["collapse", "verdict", "measure", "value", "below", "threshold"]
+    words = {True: "COLLAPSED", False: "no", None: "not judged"}
+    rows = [
+        [name, words[v["collapsed"]], v["measure"], *(_number(v[key]) for key in ("value", "threshold")), v["why"]]
+        for name, v in summary["verdicts"].items()
+    ]
+    return "\n\n".join([*parts, _aligned([head, *rows])])
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    """Text in columns, those with numbers to the right."""
+    sides = ["right" if any(cell[:1].isdigit() for cell in column) else "left" for column in zip(*rows)]
+    return textwrap.indent(tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=sides), "  ")
 
 
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
 
 
 def main(arguments: list[str] | None = None) -> int:

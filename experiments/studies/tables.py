@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
+from tabulate import tabulate
 
 from train.errors import InputError
 
@@ -60,11 +61,11 @@ def cell(sample: np.ndarray, signed: bool = False) -> str:
 
 def means_table(study: dict[str, Any]) -> str:
     """A row for each arm with every measure, and the collapses that the verdicts found."""
-    lines = ["| | " + " | ".join(MEASURES.values()) + " | collapses found |", "|" + "---|" * (len(MEASURES) + 2)]
-    for arm in study["arms"]:
-        cells = [cell(values(arm, measure)) for measure in MEASURES]
-        lines.append(f"| {arm['label']} | " + " | ".join(cells) + f" | {collapses_found(arm)} |")
-    return "\n".join(lines)
+    rows = [
+        [arm["label"], *(cell(values(arm, measure)) for measure in MEASURES), collapses_found(arm)]
+        for arm in study["arms"]
+    ]
+    return _markdown(["", *MEASURES.values(), "collapses found"], rows)
 
 
 def collapses_found(arm: dict[str, Any]) -> str:
@@ -99,28 +100,31 @@ def read_study(path: Path) -> dict[str, Any]:
 
 
 def differences_table(study: dict[str, Any]) -> str:
-    """Every arm minus the baseline, seed by seed: what the two have in common cancels."""
+    """Every arm minus the baseline, over the seeds that both have: what the two have in common cancels."""
     baseline = next(arm for arm in study["arms"] if arm["label"] == study["baseline"])
-    by_seed = {run["seed"]: run for run in baseline["runs"]}
-    lines = [
-        f"| minus {study['baseline']} | " + " | ".join(MEASURES.values()) + " |",
-        "|" + "---|" * (len(MEASURES) + 1),
-    ]
+    rows = []
     for arm in study["arms"]:
-        if arm is baseline:
-            continue
-        same = {**baseline, "runs": [by_seed[run["seed"]] for run in arm["runs"]]}
-        cells = [cell(values(arm, measure) - values(same, measure), signed=True) for measure in MEASURES]
-        lines.append(f"| {arm['label']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        by_seed = [{run["seed"]: run for run in either["runs"]} for either in (arm, baseline)]
+        own, same = (
+            {"runs": [runs[seed] for seed in sorted(by_seed[0].keys() & by_seed[1].keys())]} for runs in by_seed
+        )
+        if arm is not baseline and own["runs"]:
+            pairs = [(values(own, measure), values(same, measure)) for measure in MEASURES]
+            rows.append([arm["label"], *(cell(mine - theirs, signed=True) for mine, theirs in pairs)])
+    return _markdown([f"minus {study['baseline']}", *MEASURES.values()], rows)
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
 
 
 def text(study: dict[str, Any]) -> str:
     """Heading, what was run, and both tables."""
     seeds = ", ".join(map(str, sorted({run["seed"] for arm in study["arms"] for run in arm["runs"]})))
+    missing = f" Not finished: {'; '.join(study['missing'])}." if "missing" in study else ""
     return (
-        f"### {study['question']}\n\n{study['data']}, {study['steps']:,} steps, seeds {seeds}; "
-        f"mean ± half of the 95 % interval over the seeds.\n\n{means_table(study)}\n\n{differences_table(study)}\n"
+        f"### {study['question']}\n\n{study['data']}, {study['steps']:,} steps, seeds {seeds}; mean ± half of the 95 % "
+        f"interval over the seeds.{missing}\n\n{means_table(study)}\n\n{differences_table(study)}\n"
     )
 
 

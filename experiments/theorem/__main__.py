@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from experiments.theorem import figures, measures
+from experiments.theorem import measures, tables
 from experiments.theorem.optimum import DICTIONARIES, Settings, optimise, problem
 from train import machine
 from train.errors import InputError
@@ -27,7 +27,7 @@ def run(settings: Settings, kinds: list[str], codes: list[int], output: Path, co
     results = {"command": command, "settings": asdict(settings),
                "machine": machine.describe(torch.get_num_threads()), "points": []}  # fmt: skip
     if output.exists():
-        results = figures.load(output)
+        results = tables.load(output)
         differing = [name for name, value in asdict(settings).items() if results["settings"].get(name) != value]
         if differing:
             raise InputError(f"{output} is of other settings, expected the same {', '.join(differing)}.")
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.table:
-            print(figures.tables(figures.load(options.table)))
+            print(tables.tables(tables.load(options.table)))
             return 0
         for name, least in (("num_features", 2), ("num_rows", 2), ("steps", 1), ("num_threads", 1)):
             if (value := getattr(options, name)) is not None and value < least:

@@ -1,4 +1,4 @@
-"""`python -m experiments.theorem.figures FILE.json OUT.png`: the results of experiments.theorem as a picture and as tables."""
+"""`python -m experiments.theorem.figures FILE.json OUT.png`: the results of experiments.theorem as a picture."""
 
 from __future__ import annotations
 
@@ -10,26 +10,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import cplearn_kernels as cpk
-from experiments.theorem import optimum
+from experiments.theorem import optimum, tables
 from train.errors import InputError
-from train.files import read_json
 
 COLOURS = {"hadamard": "#2166ac", "rademacher": "#d6604d"}
 MARKERS = {"hadamard": "o", "rademacher": "s"}
 GREY = "#777777"
 CODES_OF_BLOCKS = 16
 """Few enough that every block of HHᵀ is seen."""
-
-
-def load(path: Path) -> dict:
-    """The results in `path`. Raises InputError."""
-    expected = "results of experiments.theorem"
-    results = read_json(path, expected)
-    try:
-        results["settings"].items(), [point["num_codes"] for point in results["points"]]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} could not be read ({type(error).__name__}), expected {expected}.") from None
-    return results
 
 
 def picture(results: dict) -> Figure:
@@ -55,29 +43,6 @@ def picture(results: dict) -> Figure:
     blocks.spines[:].set_visible(False)
     figure.colorbar(image, ax=blocks, shrink=0.85, label="cosine")
     return figure
-
-
-def tables(results: dict) -> str:
-    """The results as two Markdown tables, of the lemma and of the theorem."""
-    points = sorted(results["points"], key=lambda point: (point["dictionary"], point["num_codes"]))
-    lemma = [
-        ["dictionary", "c", "n", "steps", "codes used", "rows per code", "max p, mean", "least", "predicted",
-         "cos to own code", "cos to code − competitors", "prior − its floor", "loss − floor", "same, rows on codes"],
-    ]  # fmt: skip
-    frames = [
-        ["dictionary", "c", "n", "deviation of H", "of its codes", "of W", "√(f/min(n, c))", "mean abs. cos, same code",
-         "other code"],
-    ]  # fmt: skip
-    for p in points:
-        name = [p["dictionary"], f"{p['num_codes']:,}", f"{p['num_rows']:,}"]
-        lemma.append([*name, str(p["steps"]), f"{p['codes_used']:,}", _range(p), _share(p["max_p_mean"]),
-                      _share(p["max_p_min"]), _share(p["max_p_predicted"]), f"{p['cosine_own_code']:.3f}",
-                      f"{p['cosine_code_less_competitors']:.4f}", f"{p['prior'] - p['prior_floor']:.1e}",
-                      f"{p['loss_above_floor']:.1e}", f"{p['loss_above_floor_on_codes']:.1e}"])  # fmt: skip
-        deviations = ("deviation", "deviation_of_codes", "deviation_of_dictionary", "deviation_expected")
-        cosines = ("–" if p[key] is None else f"{p[key]:.4f}" for key in ("cosine_within", "cosine_between"))
-        frames.append([*name, *(f"{p[key]:.3f}" for key in deviations), *cosines])
-    return "\n\n".join(_markdown(rows) for rows in (lemma, frames))
 
 
 def _deviations(axes, by_kind: dict) -> None:
@@ -149,22 +114,6 @@ def _sorted_rows(settings: optimum.Settings) -> Tensor:
     return h[own.argsort(stable=True)]
 
 
-def _range(point: dict) -> str:
-    few, most = point["fewest_rows"], point["most_rows"]
-    return str(few) if few == most else f"{few}–{most}"
-
-
-def _share(value: float) -> str:
-    """0.9123, or 1 − 2e-07 where four digits would say 1."""
-    return f"{value:.4f}" if value < 0.999 else f"1 − {1 - value:.0e}"
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    head, *body = rows
-    rule = ["---"] + ["---:"] * (len(head) - 1)
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *body))
-
-
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.theorem.figures", description=__doc__)
@@ -172,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="PNG file to write")
     options = parser.parse_args(arguments)
     try:
-        results = load(options.results)
+        results = tables.load(options.results)
         if not options.out.parent.is_dir():
             raise InputError(f"OUT was {options.out}, expected a file in a folder that exists.")
         picture(results).savefig(options.out, dpi=95)

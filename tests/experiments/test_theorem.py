@@ -8,7 +8,7 @@ import torch
 
 import cplearn_kernels as cpk
 from experiments.theorem import __main__ as program
-from experiments.theorem import figures, measures, optimum
+from experiments.theorem import figures, measures, optimum, tables
 
 QUICK = optimum.Settings(num_features=16, num_rows=32, steps=200)
 KNOWN = cpk.HadamardDictionary(16, 16, seed=0)
@@ -130,7 +130,7 @@ def test_an_interruption_keeps_the_points_before_it(tmp_path, monkeypatch):
     monkeypatch.setattr(program, "optimise", interrupted)
     with pytest.raises(KeyboardInterrupt):
         program.run(QUICK, ["hadamard"], [16, 32], output, "command", lambda text: None)
-    assert [point["num_codes"] for point in figures.load(output)["points"]] == [16]
+    assert [point["num_codes"] for point in tables.load(output)["points"]] == [16]
 
 
 def test_errors_are_one_sentence(quick_options, tmp_path, capsys):
