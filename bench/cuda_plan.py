@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from bench.gpu_rates import Gpu
 
-SPAN_CODES = SPAN_PRODUCTS = 1 << 22  # cplearn_kernels/backends/cuda_calls.py
+SPAN_CODES = SPAN_PRODUCTS = 1 << 22  # cplearn_kernels/backends/launch.py
 MOST_WAVES, MOST_GROUPS, PRIOR_PARTS = 4, 32, 8192  # problem.cpp, rows.h
 
 

@@ -10,7 +10,8 @@ from typing import Any, Callable, Iterator
 import torch
 import torch.distributed as dist
 
-from cplearn_kernels import distributed, ranks
+from cplearn_kernels.distributed import collectives as ranks
+from cplearn_kernels.distributed import loss as distributed
 
 PARTS = ("agreement", "waiting for rows", "pass 1", "combine", "pass 2", "scalars", "gradient", "return")
 

@@ -52,7 +52,7 @@ def preferred(of: Mapping[int, Sequence[float]]) -> list[int] | None:
 
 
 def verdicts(record: Mapping[str, Any]) -> list[str]:
-    """A line per kind of dictionary, then the entry for cuda_architectures.json; nothing where no row has both."""
+    """A line per kind of dictionary, then the entry for cuda/architectures.json; nothing where no row has both."""
     found = by_dictionary(record["rows"])
     if not found:
         return []
@@ -66,7 +66,7 @@ def verdicts(record: Mapping[str, Any]) -> list[str]:
                      f"{len(numbers)} rows; cuda/triton {sizes}")  # fmt: skip
     ranges = {kind: preferred(of) for kind, of in found.items()}
     entry = {record["machine"].get("architecture"): {kind: run for kind, run in ranges.items() if run}}
-    return [*lines, f'"preferred_over_triton" of cplearn_kernels/backends/cuda_architectures.json: {json.dumps(entry)}']
+    return [*lines, f'"preferred_over_triton" of cplearn_kernels/backends/cuda/architectures.json: {json.dumps(entry)}']
 
 
 def _mean(numbers: Sequence[float]) -> float:

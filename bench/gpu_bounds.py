@@ -24,7 +24,7 @@ from bench.gpu_rates import GPUS, Gpu
 RESOURCES = Path(__file__).resolve().parent / "results" / "triton_resources.json"
 
 
-# Codes whose column sums are held at a time (triton_pieces.SPAN): beyond, they are made twice.
+# Codes whose column sums are held at a time (pieces.SPAN): beyond, they are made twice.
 SPAN = 1 << 22
 PREDICTED_N = (64, 256, 1024)
 PREDICTED_F = (128, 384, 2048)

@@ -13,7 +13,8 @@ import torch
 import cplearn_kernels as cpk
 from train import machine
 from bench.gpu_rows import BACKENDS
-from cplearn_kernels.backends import cuda, triton_backend
+from cplearn_kernels.backends.cuda import functions as cuda
+from cplearn_kernels.backends.triton import functions as triton_backend
 
 _ON_GPU = {module.NAME: module for module in (cuda, triton_backend)}
 

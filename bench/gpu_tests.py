@@ -20,9 +20,9 @@ from bench.gpu_process import ROOT, run
 # Without a GPU they skip themselves or run on the CPU.
 TEST_FILES = {
     "cuda": (
-        "tests/test_cuda.py", "tests/test_cuda_gpu.py", "tests/test_cuda_shard.py", "tests/test_distributed_gpu.py",
+        "tests/kernels/cuda/test_cuda.py", "tests/kernels/cuda/test_cuda_gpu.py", "tests/kernels/cuda/test_cuda_shard.py", "tests/distributed/test_distributed_gpu.py",
     ),
-    "triton": ("tests/test_triton_gpu.py", "tests/test_triton.py", "tests/test_triton_shard.py"),
+    "triton": ("tests/kernels/triton/test_triton_gpu.py", "tests/kernels/triton/test_triton.py", "tests/kernels/triton/test_triton_shard.py"),
 }
 # What one file may take of the time left, unless it is the last: a hang must not cost all others.
 MOST_OF_THE_REST = 0.6

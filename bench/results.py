@@ -8,7 +8,7 @@
                "ratios":  {column: {"forward_backward": spread, "forward": spread}},
                "agreement": {column: {"loss", "gradient"}},
                "linear": {row: spread}}],
-     "bars": what `bench.bars.judge` returns}
+     "bars": what `bench.targets.judge` returns}
 
 A timing is {"seconds": one number per round, "median", "q1", "q3", "min", "max"}; a ratio is how many times as long as
 the library that column took, round by round. `linear`, in the last row of a `LinearBar`, is the library's time per code
@@ -23,9 +23,9 @@ import os
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
-from bench.bars import judge
+from bench.targets import judge
 from train.machine import slug
-from bench.rows import COLUMN_TITLES, LIBRARY, Row
+from bench.cases import COLUMN_TITLES, LIBRARY, Row
 from bench.timing import ratios, spread
 
 SCHEMA = 2

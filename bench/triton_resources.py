@@ -22,8 +22,8 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
 
-from cplearn_kernels.backends import triton_configurations as configurations
-from cplearn_kernels.backends.triton_configurations import KERNELS
+from cplearn_kernels.backends.triton import tuning
+from cplearn_kernels.backends.triton.tuning import KERNELS
 
 RESULTS = Path(__file__).resolve().parent / "results" / "triton_resources.json"
 
@@ -50,7 +50,7 @@ class Variant:
     """One kernel compiled for one architecture, form and mode.
 
     Attributes:
-        kernel: a name of `triton_configurations.KERNELS`.
+        kernel: a name of `tuning.KERNELS`.
         form: the key of the table, e.g. "kronecker-2048".
         options: the kernel's other compile-time arguments, as (name, value) pairs.
         rows, codes, warps, stages  the configuration.
@@ -74,14 +74,14 @@ def variants(
         for form in forms or FORMS:
             if not is_used(kernel, form, arch):
                 continue
-            config = dataclasses.asdict(configurations.choose(arch, kernel, form, 1 << 20))
+            config = dataclasses.asdict(tuning.choose(arch, kernel, form, 1 << 20))
             for options in modes(kernel)[-1:] if dearest else modes(kernel):
                 yield Variant(arch, kernel, form, tuple(sorted(options.items())), **config)
 
 
 def is_used(kernel: str, form: str, arch: str) -> bool:
     """Whether a kernel runs for a form on an architecture."""
-    if form.startswith("kronecker") and int(form.split("-")[1]) > configurations.largest_block(arch):
+    if form.startswith("kronecker") and int(form.split("-")[1]) > tuning.largest_block(arch):
         return False
     grouped = form == "codes-grouped"
     if kernel in ("chunk_weights", "weighted_chunk"):
@@ -110,23 +110,23 @@ def modes(kernel: str) -> list[dict[str, Any]]:
     }.get(kernel, [{}])
 
 
-# The kernels of triton_rows.py and triton_bits.py: (module, kernel, compile-time arguments, pointers that are not float32).
+# The kernels of rows.py and sign_bits.py: (module, kernel, compile-time arguments, pointers that are not float32).
 _SMALL = (
-    ("triton_rows", "prepare_rows", {"BLOCK": 2048}, {"h1": "*bf16", "h2": "*bf16", "coordinates": "*i32"}),
-    ("triton_rows", "merge_best", {"FIRST": False, "BLOCK": 128}, {"others_in": "*fp64", "code_in": "*i32", "others": "*fp64"}),
-    ("triton_rows", "row_constants", {"BLOCK": 128}, {"others": "*fp64"}),
-    ("triton_rows", "products_at_best", {"F": 2048, "KIND": 0, "BLOCK": 2048}, {}),
-    ("triton_rows", "finish_columns", {"MODE": 3, "GIVEN_PRIOR": True, "BLOCK": 1024}, {"prior_sums": "*fp64"}),
-    ("triton_rows", "finish_columns", {"MODE": 2, "GIVEN_PRIOR": False, "BLOCK": 1024}, {"prior_sums": "*fp64"}),
-    ("triton_rows", "merge_row_sums", {"PAIR": True, "LOGS": True, "GIVEN_PRIOR": True, "FIRST": False, "BLOCK": 128}, {"sums": "*fp64"}),
-    ("triton_rows", "agreement", {"BLOCK": 128}, {"others": "*fp64", "sums": "*fp64"}),
-    ("triton_rows", "finish_row_sums", {"PAIR": True, "BLOCK": 128}, {"others": "*fp64", "sums": "*fp64"}),
-    ("triton_rows", "merge_weighted", {"FIRST": False, "BLOCK": 1024}, {"sums": "*fp64"}),
-    ("triton_rows", "finish_sums", {"F": 2048, "KIND": 0, "BLOCK": 2048}, {"sums": "*fp64"}),
-    ("triton_bits", "pack_codes", {"F": 128, "KIND": 1, "BLOCK": 128}, {"out": "*i32"}),
-    ("triton_bits", "pack_codes", {"F": 1, "KIND": 2, "BLOCK": 128}, {"out": "*i32"}),
-    ("triton_bits", "pack_block_signs", {"F": 2048, "BLOCK": 128}, {"out": "*i32"}),
-    ("triton_bits", "dense_codes", {"F": 1, "KIND": 2, "BLOCK": 2048}, {}),
+    ("rows", "prepare_rows", {"BLOCK": 2048}, {"h1": "*bf16", "h2": "*bf16", "coordinates": "*i32"}),
+    ("rows", "merge_best", {"FIRST": False, "BLOCK": 128}, {"others_in": "*fp64", "code_in": "*i32", "others": "*fp64"}),
+    ("rows", "row_constants", {"BLOCK": 128}, {"others": "*fp64"}),
+    ("rows", "products_at_best", {"F": 2048, "KIND": 0, "BLOCK": 2048}, {}),
+    ("rows", "finish_columns", {"MODE": 3, "GIVEN_PRIOR": True, "BLOCK": 1024}, {"prior_sums": "*fp64"}),
+    ("rows", "finish_columns", {"MODE": 2, "GIVEN_PRIOR": False, "BLOCK": 1024}, {"prior_sums": "*fp64"}),
+    ("rows", "merge_row_sums", {"PAIR": True, "LOGS": True, "GIVEN_PRIOR": True, "FIRST": False, "BLOCK": 128}, {"sums": "*fp64"}),
+    ("rows", "agreement", {"BLOCK": 128}, {"others": "*fp64", "sums": "*fp64"}),
+    ("rows", "finish_row_sums", {"PAIR": True, "BLOCK": 128}, {"others": "*fp64", "sums": "*fp64"}),
+    ("rows", "merge_weighted", {"FIRST": False, "BLOCK": 1024}, {"sums": "*fp64"}),
+    ("rows", "finish_sums", {"F": 2048, "KIND": 0, "BLOCK": 2048}, {"sums": "*fp64"}),
+    ("sign_bits", "pack_codes", {"F": 128, "KIND": 1, "BLOCK": 128}, {"out": "*i32"}),
+    ("sign_bits", "pack_codes", {"F": 1, "KIND": 2, "BLOCK": 128}, {"out": "*i32"}),
+    ("sign_bits", "pack_block_signs", {"F": 2048, "BLOCK": 128}, {"out": "*i32"}),
+    ("sign_bits", "dense_codes", {"F": 1, "KIND": 2, "BLOCK": 2048}, {}),
 )  # fmt: skip
 _SMALL_TYPES = {
     "coordinates": "*i32", "positions": "*i32", "packed": "*i32", "sylvester": "*i32", "code": "*i32", "high": "*fp16",
@@ -161,7 +161,7 @@ def module_of(variant: Variant) -> str:
     """The module of a variant's kernel."""
     if variant.rows == 0:
         return variant.form
-    return "triton_weights" if variant.kernel.startswith(("weighted", "chunk")) else "triton_passes"
+    return "weighted_sums" if variant.kernel.startswith(("weighted", "chunk")) else "passes"
 
 
 def compile_variant(variant: Variant) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def compile_variant(variant: Variant) -> dict[str, Any]:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    module = importlib.import_module(f"cplearn_kernels.backends.{module_of(variant)}")
+    module = importlib.import_module(f"cplearn_kernels.backends.triton.kernels.{module_of(variant)}")
     kernel = getattr(module, variant.kernel.removesuffix("_one").removesuffix("_given"))
     if variant.rows == 0:
         constants, special = _SMALL[dict(variant.options)["number"]][2:]

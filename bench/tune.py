@@ -22,7 +22,7 @@ import sys
 from typing import Any, Iterator
 
 from bench.triton_resources import ARCHITECTURES, FORMS, Variant, compilers, is_used, modes, problem
-from cplearn_kernels.backends.triton_configurations import KERNELS, TABLE, Configuration
+from cplearn_kernels.backends.triton.tuning import KERNELS, TABLE, Configuration
 
 _TWO_VIEWS = ("row_sums", "weighted_codes", "chunk_weights")
 _GROUPED = ("chunk_weights", "weighted_chunk")
@@ -94,9 +94,9 @@ def measure_all(kernels: list[str], forms: list[str], rounds: int) -> dict[tuple
     """(arch, kernel, form) -> the fastest candidate on this GPU, each pass timed by events on random rows."""
     import torch
 
-    from cplearn_kernels.backends import triton_configurations as configurations
+    from cplearn_kernels.backends.triton import tuning
 
-    arch = configurations.architecture(torch.device("cuda"))
+    arch = tuning.architecture(torch.device("cuda"))
     best: dict[tuple, tuple[Configuration, dict]] = {}
     for kernel, form in itertools.product(kernels, forms):
         if not is_used(kernel, form, arch):
@@ -105,7 +105,7 @@ def measure_all(kernels: list[str], forms: list[str], rounds: int) -> dict[tuple
         timed = []
         for config in candidates(kernel, form, arch):
             try:
-                with configurations.override(kernel, form, config):
+                with tuning.override(kernel, form, config):
                     timed.append((_time(run, rounds), config))
             except Exception as error:  # noqa: BLE001  a candidate that does not fit is no reason to stop
                 print(f"  {kernel} {form} {config}: {str(error).splitlines()[0][:100]}", flush=True)
@@ -121,10 +121,10 @@ def _pass(kernel: str, form: str):
     import torch
 
     import cplearn_kernels as cpk
-    from cplearn_kernels.backends import triton_batch
-    from cplearn_kernels.backends.triton_codes import codes_of
-    from cplearn_kernels.backends.triton_modes import GIVEN, REVERSE_KL, SECOND
-    from cplearn_kernels.backends.triton_sums import weighted_codes
+    from cplearn_kernels.backends.triton import batch as triton_batch
+    from cplearn_kernels.backends.triton.codes import codes_of
+    from cplearn_kernels.backends.triton.kernels.constants import GIVEN, REVERSE_KL, SECOND
+    from cplearn_kernels.backends.triton.sums import weighted_codes
 
     kronecker = form.startswith("kronecker")
     f = 1024 if form == "codes-grouped" else int(form.split("-")[1])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from . import agreement, distributed, ops, process_groups, reference, validation
+from . import ops, reference, validation
 from .backends import check_name
 from .dictionary import Dictionary
+from .distributed import argument_check, groups
+from .distributed import loss as distributed
 
 
 def cplearn_loss(
@@ -87,7 +89,7 @@ def cplearn_loss(
     need_grad = torch.is_grad_enabled() and (h1.requires_grad or h2.requires_grad)
     if backend == "reference":
         if process_group is not None:
-            call = agreement.Call("cplearn_loss", backend, dictionary, h1.dtype, rows, h1.shape[0], temperature, beta,
+            call = argument_check.Call("cplearn_loss", backend, dictionary, h1.dtype, rows, h1.shape[0], temperature, beta,
                                   prior, prior_probs, need_grad=need_grad)  # fmt: skip
             h1, h2 = _everyones_rows(process_group, call, [h1, h2])
         return reference.cplearn_loss(
@@ -96,7 +98,7 @@ def cplearn_loss(
         )  # fmt: skip
     loss, invariance, prior_value, _, _ = ops.call_loss(
         h1, h2, prior_probs, *ops.dictionary_arguments(dictionary), temperature, beta, prior, need_grad, backend or "",
-        process_groups.name_of(process_group), rows,
+        groups.name_of(process_group), rows,
     )  # fmt: skip
     if return_terms:
         return loss, {"invariance": invariance.detach(), "prior": prior_value.detach()}
@@ -191,10 +193,10 @@ def mean_assignment(
 
     temperature = _checked(check, process_group, rows)
     if backend == "reference":
-        call = agreement.Call("mean_assignment", backend, dictionary, h.dtype, rows, h.shape[0], temperature)
+        call = argument_check.Call("mean_assignment", backend, dictionary, h.dtype, rows, h.shape[0], temperature)
         (h,) = _everyones_rows(process_group, call, [h])
         return reference.mean_assignment(h, dictionary, temperature=temperature)
-    group = process_groups.name_of(process_group)
+    group = groups.name_of(process_group)
     return ops.mean_assignment_over_ranks(
         h, *ops.dictionary_arguments(dictionary), temperature, backend or "", group, rows
     )[0]
@@ -243,10 +245,10 @@ def assign(
             if process_group is None:
                 return reference.assign(h, dictionary, top_k=top_k)
             # The oracle looks through all codes for the rows of this rank.
-            call = agreement.Call("assign", backend, dictionary, h.dtype, rows, h.shape[0], top_k=top_k)
+            call = argument_check.Call("assign", backend, dictionary, h.dtype, rows, h.shape[0], top_k=top_k)
             _everyones_rows(process_group, call, [])
             return reference.assign(h, dictionary, top_k=top_k)
-    group = process_groups.name_of(process_group)
+    group = groups.name_of(process_group)
     return ops.assign(h.detach(), *ops.dictionary_arguments(dictionary), top_k, backend or "", group, rows)
 
 
@@ -255,19 +257,19 @@ def _checked(check, process_group, rows):
     if process_group is None or torch.compiler.is_compiling():
         validation.check_rows(rows)
         return check()
-    process_groups.check(process_group)
+    groups.check(process_group)
     try:
         validation.check_rows(rows)
         return check()
     except BaseException:
-        with process_groups.of(process_group).call():
+        with groups.of(process_group).call():
             raise
 
 
 @torch.compiler.disable
 def _everyones_rows(process_group, call, views):
-    with process_groups.of(process_group).call():
-        return distributed.everyones_rows(process_groups.of(process_group), call, views)
+    with groups.of(process_group).call():
+        return distributed.everyones_rows(groups.of(process_group), call, views)
 
 
 def _unary(name, h, dictionary, temperature, backend):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from . import process_groups, validation
+from . import validation
 from .backends import check_name
 from .dictionary import Dictionary, describe_identity
+from .distributed import groups
 from .functional import assign, cplearn_loss
 from .temperature import EMBEDDINGS, default_temperature
 
@@ -93,7 +94,7 @@ class CPLearnLoss(nn.Module):
         if prior_probs is not None:
             validation.check_prior_values(prior, prior_probs)
             prior_probs = prior_probs.detach().clone()
-        process_groups.check_kind(process_group)
+        groups.check_kind(process_group)
         validation.check_rows(rows)
         check_name(backend)
         if temperature is None:
@@ -136,7 +137,7 @@ class CPLearnLoss(nn.Module):
     def _group_repr(self) -> str:
         if self.process_group is None:
             return ""
-        return f", process_group={process_groups.name_of(self.process_group)!r}, rows={self.rows!r}"
+        return f", process_group={groups.name_of(self.process_group)!r}, rows={self.rows!r}"
 
     def _apply(self, fn, *args, **kwargs):
         prior_probs = self.prior_probs

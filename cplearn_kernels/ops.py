@@ -15,10 +15,12 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from . import distributed, process_groups, validation
+from . import validation
 from .backends import select
 from .dictionary import Dictionary, rebuild
-from .ranks import Ranks
+from .distributed import groups
+from .distributed import loss as distributed
+from .distributed.collectives import Ranks
 
 _LIBRARY = torch.library.Library("cplearn_kernels", "DEF")
 _TWO_63 = 1 << 63
@@ -94,7 +96,7 @@ def _loss(
 @contextlib.contextmanager
 def _over_ranks(group: str, h: Tensor):
     """The ranks of the group that `group` names, None if there is one process; an error inside is reported to them."""
-    others = process_groups.named(group) if group else None
+    others = groups.named(group) if group else None
     if others is None or others.world == 1:
         yield None
         return

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cplearn_kernels.ranks import RankFailure
+from cplearn_kernels.errors import RankFailure
 from train.config import Config
 from train.distributed.ending import Ending, ignore_signals
 from train.distributed.sync_batch_norm import SyncBatchNorm

@@ -1,0 +1,1 @@
+"""Backend "torch": codes by chunks through torch's own GEMM, on any device."""

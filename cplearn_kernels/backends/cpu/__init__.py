@@ -1,0 +1,1 @@
+"""Backend "cpu": the C++ kernels of csrc/cpu."""

@@ -1,0 +1,1 @@
+"""Backend "cuda": the CUDA C++ kernels of csrc/cuda."""

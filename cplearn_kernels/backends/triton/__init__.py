@@ -1,0 +1,1 @@
+"""Backend "triton": kernels that Triton compiles where they run."""

@@ -1,0 +1,1 @@
+"""The Triton kernels: device code alone; what launches them is in the folder above."""

@@ -1,3 +1,0 @@
-"""The weights that codes are summed with, as triton_weights.py numbers them, for code outside of kernels."""
-
-EXPECTED, CENTRED, REVERSE_KL, CROSS_ENTROPY, SECOND, GIVEN = range(6)
