@@ -9,7 +9,7 @@ from typing import Iterator
 import pytest
 
 from bench.results import Collector, default_path, save
-from bench.rows import ROWS, Row
+from bench.cases import ROWS, Row
 from bench.table import text
 
 _HERE = Path(__file__).resolve().parent
@@ -86,8 +86,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _prepare(bench: Bench) -> None:
     """Checks that the library is here and its backend runs; describes the machine while it is still idle."""
     try:
-        from bench.columns import check_backend
-        from bench.machine import describe
+        from bench.implementations import check_backend
+        from train.machine import describe
 
         check_backend(bench.backend)
     except ImportError as error:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import cplearn_kernels as cpk
-from bench.agreement import LIBRARY_LIMIT, compare
+from bench.accuracy import LIBRARY_LIMIT, compare
 from bench.formulas import authors_loss, tidy_loss
 from bench.gpu_rows import COLUMNS, FUSED, LIBRARY, GpuRow
 from bench.gpu_timing import set_precision

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any, Callable
 
-from bench.rows import ALL_COLUMNS, COLUMN_TITLES, Row
+from bench.cases import ALL_COLUMNS, COLUMN_TITLES, Row
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -77,7 +77,7 @@ def probe(column: str, row: Row, backend: str) -> dict[str, int]:
     `codes_bytes`. A tiny call loads code and starts threads first. The compiled column is warmed up on the problem
     itself instead, since compiling takes more memory than running.
     """
-    from bench.columns import Problem, build_loss, forward_backward
+    from bench.implementations import Problem, build_loss, forward_backward
 
     problem = Problem(row)
     loss = build_loss(column, problem, backend)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from bench.results import ResultsError, load, latest_result
-from bench.rows import COLUMN_TITLES, LIBRARY, MEGABYTE
+from bench.cases import COLUMN_TITLES, LIBRARY, MEGABYTE
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; dashes and markers tell f.
 _COLOURS = {LIBRARY: "#0072B2", "eager": "#D55E00", "tidy": "#009E73", "compiled": "#CC79A7"}

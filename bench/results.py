@@ -1,14 +1,14 @@
 """The JSON that a benchmark run leaves behind: how it is built, checked, written and read.
 
     {"schema": 2, "benchmark": "cplearn_loss",
-     "machine":  what `bench.machine.describe` returns,
+     "machine":  what `train.machine.describe` returns,
      "settings": {"backend", "rounds", "full"},
      "rows": [{"name", "dictionary", "n", "num_features", "num_codes",
                "columns": {column: {"forward_backward": timing, "forward": timing, "memory": bytes, "error": text}},
                "ratios":  {column: {"forward_backward": spread, "forward": spread}},
                "agreement": {column: {"loss", "gradient"}},
                "linear": {row: spread}}],
-     "bars": what `bench.bars.judge` returns}
+     "bars": what `bench.targets.judge` returns}
 
 A timing is {"seconds": one number per round, "median", "q1", "q3", "min", "max"}; a ratio is how many times as long as
 the library that column took, round by round. `linear`, in the last row of a `LinearBar`, is the library's time per code
@@ -23,9 +23,9 @@ import os
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
-from bench.bars import judge
-from bench.machine import slug
-from bench.rows import COLUMN_TITLES, LIBRARY, Row
+from bench.targets import judge
+from train.machine import slug
+from bench.cases import COLUMN_TITLES, LIBRARY, Row
 from bench.timing import ratios, spread
 
 SCHEMA = 2

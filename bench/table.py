@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 from bench.results import ResultsError, load
-from bench.rows import COLUMN_TITLES, LIBRARY, MEGABYTE, ONE_THREAD
+from bench.cases import COLUMN_TITLES, LIBRARY, MEGABYTE, ONE_THREAD
 
 Record = Mapping[str, Any]
 _SIZE = ("dictionary", "n", "f", "c")

@@ -1,4 +1,4 @@
-"""Tests of bench.sign_products and bench.vector_rates: they measure, write and print, and say which compiler is missing."""
+"""Tests of bench.micro.sign_products and bench.micro.vector_rates: they measure, write and print, and say which compiler is missing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # bench/ is used from the checkout and never installed
 
-from bench import compiled, sign_products, vector_rates  # noqa: E402
+from bench.micro import compiled, sign_products, vector_rates  # noqa: E402
 
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
 

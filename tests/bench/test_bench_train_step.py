@@ -1,4 +1,4 @@
-"""Tests of bench/train_step.py: shares of a step, bars on made-up numbers, tables, JSON, options."""
+"""Tests of bench/training/train_step.py: shares of a step, bars on made-up numbers, tables, JSON, options."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ sys.path.append(str(ROOT))  # bench/ and train/ are used from the checkout and n
 for name in ("kornia", "tqdm"):
     pytest.importorskip(name, reason="train/ needs the extra [train]")
 
-from bench import results, train_step  # noqa: E402
+from bench import results
+from bench.training import train_step  # noqa: E402
 from train import loop  # noqa: E402
 from train.config import Config  # noqa: E402
 
@@ -106,7 +107,7 @@ def test_a_slow_part_is_found(monkeypatch):
 def test_the_images_and_steps_are_those_of_training(monkeypatch):
     """The weights after the turns are those of the same steps made by hand: nothing is skipped or done twice."""
     from train import backbones, methods, optimisers
-    from train.augment import TwoViews
+    from train.data.augment import TwoViews
     from train.seeds import derive_seed
 
     images = torch.randint(256, (9, 3, 32, 32), dtype=torch.uint8)
@@ -184,7 +185,7 @@ def test_other_files_are_refused(content, tmp_path, capsys):
     (tmp_path / "x.json").write_text(content)
     assert train_step.main(["--show", str(tmp_path / "x.json")]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("bench.train_step: ") and "x.json" in error and error.count("\n") == 1
+    assert error.startswith("bench.training.train_step: ") and "x.json" in error and error.count("\n") == 1
 
 
 def test_the_command_line_measures_prints_and_writes(tmp_path, capsys, monkeypatch):
@@ -213,7 +214,7 @@ def test_the_command_line_measures_prints_and_writes(tmp_path, capsys, monkeypat
 def test_bad_input_is_one_sentence_and_status_2(options, words, capsys):
     assert train_step.main([*TINY, *options]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("bench.train_step: ") and words in error and "Traceback" not in error
+    assert error.startswith("bench.training.train_step: ") and words in error and "Traceback" not in error
 
 
 @pytest.mark.parametrize("options", [["--codes", "0"], ["--rounds", "0"], ["--steps", "-1"], ["--threads", "x"],
