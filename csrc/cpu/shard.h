@@ -33,7 +33,7 @@ static void row_sums(const Blocks& dictionary, const Batch& batch, double temper
 }
 
 // What the group knows, by lane.
-static void spread(const RowBests& bests, const Tiling& tiling, int64_t total_codes, const RowSums& out) {
+static inline void spread(const RowBests& bests, const Tiling& tiling, int64_t total_codes, const RowSums& out) {
   for (int64_t i = 0; i < tiling.count * kLanes; ++i) {
     const int64_t padded_rows = tiling.per_batch * kLanes, row = i / padded_rows * tiling.rows + i % padded_rows;
     if (tiling.is_padding(i)) out.set(i, 0, 0, kElsewhere, true, total_codes);

@@ -7,16 +7,6 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__x86_64__)
-#pragma GCC diagnostic push
-#if !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // what GCC's own AVX-512 header does on purpose
-#endif
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-#endif
-
 #include "target.h"
 
 namespace cplearn::CPK_TARGET {

@@ -6,9 +6,6 @@
 
 #include <sched.h>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 #if defined(CPK_STD_THREADS)
 #include <thread>
 #include <vector>

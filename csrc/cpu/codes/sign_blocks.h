@@ -80,7 +80,7 @@ struct SignTables {
 };
 
 // Transposes a 32 x 32 matrix of bits in place: bit j of word i becomes bit i of word j (Warren, Hacker's Delight 7-3).
-static void transpose_bits(uint32_t (&rows)[32]) {
+static inline void transpose_bits(uint32_t (&rows)[32]) {
   uint32_t mask = 0x0000ffff;
   for (int distance = 16; distance != 0; distance >>= 1, mask ^= mask << distance) {
     for (int i = 0; i < 32; i = ((i | distance) + 1) & ~distance) {
@@ -92,7 +92,7 @@ static void transpose_bits(uint32_t (&rows)[32]) {
 }
 
 // out[part][i] = bits 24 * part … of the strings of bits whose words of 32 are in[word][i], `words` of them.
-static void repack_in_24(const uint32_t* in, int64_t words, int64_t count, uint32_t* out) {
+static inline void repack_in_24(const uint32_t* in, int64_t words, int64_t count, uint32_t* out) {
   for (int64_t part = 0; part * 24 < words * 32; ++part) {
     const uint32_t* low = in + part * 24 / 32 * count;
     const uint32_t* high = low + (part * 24 / 32 + 1 < words ? count : 0);  // what lies beyond the end is never used
