@@ -166,8 +166,8 @@ PYBIND11_MODULE(_core, m) {
 #endif
   // Python attaches the tensors that it points into, so that all live equally long.
   py::class_<Codes>(m, "Codes", py::dynamic_attr())
-      .def(py::init(&cplearn::codes_at), py::arg("kind"), py::arg("num_features"), py::arg("num_codes"), py::arg("seed"),
-           py::arg("log2_block"), py::arg("positions"), py::arg("packed"), py::arg("first_code"),
+      .def(py::init(&cplearn::codes_at), py::arg("kind"), py::arg("num_features"), py::arg("num_codes"),
+           py::arg("seed"), py::arg("log2_block"), py::arg("positions"), py::arg("packed"), py::arg("first_code"),
            py::arg("total_codes"));
   m.def("targets", &targets, "(name, lanes) of every instruction set that runs here, fastest first");
   m.def("philox", &philox, "Philox4x32-10 of (counter, key)");

@@ -1,4 +1,4 @@
-"""Times ways to multiply rows by ±1 codes, for the choice that csrc/cpu/sign_blocks.h makes; writes JSON, prints a table.
+"""Times ways to multiply rows by ±1 codes, for the choice that csrc/cpu/codes/sign_blocks.h makes; writes JSON, prints a table.
 
 Compiles csrc/bench/sign_products.cpp for this processor and runs it, then times torch's matrix products on panels of
 codes: float32, and two bfloat16 products (the high and the low half of the rows, which is what float32 accuracy takes).

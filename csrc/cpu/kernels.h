@@ -80,8 +80,8 @@ struct Kernels {
   void (*assign)(const Codes&, const Batch&, int64_t top_k, const Run&, float* scores, int64_t* found);
   // How many doubles ShardSums::expected and pull take each.
   void (*shard_size)(const Codes&, int64_t rows, int64_t& doubles);
-  // The steps of a rank; `bests` are the group's. When an input is not finite row_sums gives NaN for its row, shard_sums
-  // NaN throughout.
+  // The steps of a rank; `bests` are the group's. When an input is not finite row_sums gives NaN for its row,
+  // shard_sums NaN throughout.
   void (*row_sums)(const Codes&, const Batch&, double temperature, const Run&, RowBests& out);
   // out: (num_codes)
   void (*shard_mean_assignment)(const Codes&, const Batch&, const RowBests& bests, double temperature, const Run&,

@@ -43,11 +43,11 @@ static inline int64_t padded(int64_t floats) { return floats + 32; }
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// How the work is cut. Codes come in blocks, blocks in splits of consecutive ones, rows in tiles; an item is one tile in
-// one split, and each item is summed by one thread in ascending order of blocks. Splits depend on the problem alone,
-// never on the number of threads, so neither does the result. One split does when there are tiles enough to share out. A
-// round takes a group of blocks from every split: few enough codes that a round's arrays stay in the second-level cache,
-// enough that barriers do not show.
+// How the work is cut. Codes come in blocks, blocks in splits of consecutive ones, rows in tiles; an item is one tile
+// in one split, and each item is summed by one thread in ascending order of blocks. Splits depend on the problem alone,
+// never on the number of threads, so neither does the result. One split does when there are tiles enough to share out.
+// A round takes a group of blocks from every split: few enough codes that a round's arrays stay in the second-level
+// cache, enough that barriers do not show.
 struct Schedule {
   static constexpr int64_t kWantedItems = 8;
   static constexpr int64_t kRoundCodes = 256;

@@ -1,5 +1,6 @@
-// The small kernels around the passes: rows on their way in, bits of the codes, merging of partial results, rows on their
-// way out. prologue.cu, signs.cu, epilogue.cu and epilogue_sums.cu hold them; everything is launched on the call's stream.
+// The small kernels around the passes: rows on their way in, bits of the codes, merging of partial results, rows on
+// their way out. prologue.cu, signs.cu, epilogue.cu and epilogue_sums.cu hold them; everything is launched on the
+// call's stream.
 #pragma once
 
 #include "arguments.h"
@@ -52,8 +53,8 @@ void fill_with_zeros(const Call&, void* p, size_t bytes);
 
 // Sign bits of the range's Hadamard blocks first … first + blocks - 1 for HadamardTile: (blocks, block / 32) words.
 void block_signs(const Call&, const Codes&, int64_t first, int64_t blocks, const int32_t* coordinate_at, uint32_t* out);
-// Sign bits of codes from `first` on for sign_gemm: (columns, width / 32) words, columns in the order of mma_fragment_layout.cuh.
-// Columns past the range's end repeat its last code.
+// Sign bits of codes from `first` on for sign_gemm: (columns, width / 32) words, columns in the order of
+// mma_fragment_layout.cuh. Columns past the range's end repeat its last code.
 void code_bits(const Call&, const Codes&, int64_t first, int64_t columns, int64_t width, uint32_t* out);
 // Of those the transpose: (num_features, columns / 32) words, bit i of word w that of code 32 w + i.
 void transposed_bits(const Call&, const uint32_t* bits, int64_t columns, int64_t width, int64_t num_features,

@@ -5,9 +5,9 @@
 
 namespace cplearn::cuda {
 
-// The matrix on the left: `rows` rows of `width` numbers as two half floats each, in the order of mma_fragment_layout.cuh, whose
-// memory has room for `row_stride` numbers a row and for rows up to a multiple of 16; what a row's numbers are to be
-// multiplied with, for each 128 of them or, with `one_scale`, all alike.
+// The matrix on the left: `rows` rows of `width` numbers as two half floats each, in the order of
+// mma_fragment_layout.cuh, whose memory has room for `row_stride` numbers a row and for rows up to a multiple of 16;
+// what a row's numbers are to be multiplied with, for each 128 of them or, with `one_scale`, all alike.
 struct Halves {
   const uint32_t *high, *low;
   const float* scales;

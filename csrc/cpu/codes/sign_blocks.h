@@ -1,7 +1,7 @@
 // Products of rows with independent ±1 codes (Rademacher, or a matrix packed to bits), without multiplying: of four
 // coordinates there are only sixteen signed sums, so a table of them turns four multiply-adds into one addition. The
 // interface is that of HadamardBlocks (hadamard_blocks.h); what each way to multiply reaches is in docs/performance.md
-// and printed by `python -m bench.sign_products`.
+// and printed by `python -m bench.micro.sign_products`.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,8 @@ struct SignTables {
     for (int t = 0; t < kTables; ++t) make_one(x + t * kBits * kLanes, entries + t * kEntries * kLanes);
   }
 
-  // sum[i] += the signed sum of the kWord vectors, by the bits of words[i] (1: subtract); or = if this is the first part.
+  // sum[i] += the signed sum of the kWord vectors, by the bits of words[i] (1: subtract); or = if this is the first
+  // part.
   template <bool kFirst>
   CPK_INLINE void look_up(const uint32_t* words, int64_t count, float* sum) const {
     constexpr int kEntryShift = CPK_LANES == 16 ? 6 : CPK_LANES == 8 ? 5 : 4;  // log2 of an entry's bytes
@@ -139,8 +140,8 @@ class SignBlocks {
   int64_t place(int64_t k) const { return k; }
 
   // Words [word][code of the block] for `logits`; behind them, if `both`, [32 codes][place] for `add_codes`; each
-  // followed by the same bits in words of 24, if those are used. Bits that stand for no coordinate meet zeros in a tile,
-  // and codes that do not exist meet zero weights.
+  // followed by the same bits in words of 24, if those are used. Bits that stand for no coordinate meet zeros in a
+  // tile, and codes that do not exist meet zero weights.
   void prepare(int64_t b, uint32_t* out, bool both = true) const {
     const int64_t first = b * block, existing = smaller(block, num_codes - first);
     if (codes_.kind == CodeKind::kPacked) {
@@ -151,7 +152,8 @@ class SignBlocks {
         memset(out + w * block + existing, 0, sizeof(uint32_t) * size_t(block - existing));
       }
     } else {
-      for (int64_t w = 0; w < words_; w += 4) generate(uint64_t(codes_.first_code + first), uint32_t(w / 4), out + w * block);
+      const uint64_t index = uint64_t(codes_.first_code + first);
+      for (int64_t w = 0; w < words_; w += 4) generate(index, uint32_t(w / 4), out + w * block);
     }
     if (six_) repack_in_24(out, words_, block, out + words_ * block);
     if (!both) return;

@@ -1,5 +1,5 @@
 // The functions of one batch whose results are small: projector_logsumexp, mean_assignment, expected_code, and the
-// backward passes of the last two (formulas in backends/torch_chunked.py and docs/mathematics.md).
+// backward passes of the last two (formulas in backends/chunked/functions.py and docs/mathematics.md).
 #pragma once
 
 #include <cmath>

@@ -22,7 +22,8 @@ using View = std::tuple<Address, int, int64_t, int64_t>;
 
 Batch batch_of(const Dictionary& d, const std::vector<View>& views, int64_t rows) {
   Batch batch{};
-  batch.num_views = int(views.size()), batch.per_view = int32_t(rows), batch.num_features = int32_t(d.codes.num_features);
+  batch.num_views = int(views.size()), batch.per_view = int32_t(rows);
+  batch.num_features = int32_t(d.codes.num_features);
   for (size_t i = 0; i < views.size(); ++i) {
     const auto& [address, dtype, row_stride, column_stride] = views[i];
     batch.views[i] = {at<const void>(address), Dtype(dtype), row_stride, column_stride};

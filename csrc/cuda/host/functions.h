@@ -1,8 +1,8 @@
 // The public functions on a GPU, each in terms of the passes. All addresses are of the device; nothing is waited for.
 //
 // With a Call that has no memory they only count the bytes they need. They compute the function of the same name of
-// reference.py; those named `…_backward` its gradient for a given gradient `upstream` of its result, contiguous float32.
-// A row that holds a NaN or an infinity gets results of NaN.
+// reference.py; those named `…_backward` its gradient for a given gradient `upstream` of its result, contiguous
+// float32. A row that holds a NaN or an infinity gets results of NaN.
 #pragma once
 
 #include "../rows.h"
@@ -38,7 +38,7 @@ void best_codes(Call&, const Dictionary&, const Batch&, float* scores, int64_t* 
 // The products with codes first … first + count - 1, (n, count); `first` a multiple of 8192.
 void scores(Call&, const Dictionary&, const Batch&, int64_t first, int64_t count, float* out);
 
-// ---- the loss in steps, of a range of codes (cplearn_kernels/backends/cuda_shard.py) ----
+// ---- the loss in steps, of a range of codes (cplearn_kernels/backends/cuda/shard.py) ----
 //
 // `known` are the rows of all views as all ranges together know them, its `code` kElsewhere where another range has a
 // row's best code; what the steps leave is to be added up over the ranges.

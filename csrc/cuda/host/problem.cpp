@@ -95,7 +95,8 @@ void Problem::multiply(const Halves& rows, const Span& span, float* products) {
 }
 
 Cut even_cut(int64_t count, int64_t blocks_per_part, int64_t places) {
-  const int64_t most = std::min(std::min(count, std::max<int64_t>(1, kMostWaves * places / blocks_per_part)), int64_t{65535});
+  const int64_t useful = std::max<int64_t>(1, kMostWaves * places / blocks_per_part);
+  const int64_t most = std::min({count, useful, int64_t{65535}});
   Cut best{1, int(count)};
   double best_use = 0;
   for (int64_t wanted = 1; wanted <= most; ++wanted) {

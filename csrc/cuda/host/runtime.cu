@@ -1,7 +1,7 @@
 // Devices, by the CUDA runtime that is linked in.
 #include "runtime.h"
 
-#include "../kernels/launch.cuh"
+#include "../launch.cuh"
 
 namespace cplearn::cuda {
 

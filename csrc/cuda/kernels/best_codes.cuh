@@ -31,7 +31,9 @@ template <class Tile>
 __global__ void __launch_bounds__(Teams<Tile>::kBlockThreads) best_codes(const BestCodesArguments a) {
   using T = Teams<Tile>;
   const int team = int(threadIdx.x) / Tile::kThreads;
-  const auto given_row = [&] { return int(made_anew(blockIdx.x)) * T::kPerBlock + int(made_anew(threadIdx.x)) / Tile::kThreads; };
+  const auto given_row = [&] {
+    return int(made_anew(blockIdx.x)) * T::kPerBlock + int(made_anew(threadIdx.x)) / Tile::kThreads;
+  };
   const int row = given_row() < a.total ? given_row() : a.total - 1;  // the last block's spare teams repeat a row
   Tile tile(a.tile, team);
   struct {

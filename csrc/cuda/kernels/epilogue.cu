@@ -1,7 +1,7 @@
 // Partial results of rows merged in a fixed order, and what is known of a row on its way out: losses, sums, best codes.
-#include "best_codes.cuh"
-#include "launch.cuh"
+#include "../launch.cuh"
 #include "../rows.h"
+#include "best_codes.cuh"
 
 namespace cplearn::cuda {
 namespace {
@@ -212,8 +212,8 @@ __global__ void __launch_bounds__(kThreads) finish_scores_kernel(const RowResult
 
 }  // namespace
 
-void merge_best(const Call& call, const float* best, const double* others, const int32_t* code, int parts, int32_t total,
-                bool first, bool last, int64_t total_codes, const RowState& state) {
+void merge_best(const Call& call, const float* best, const double* others, const int32_t* code, int parts,
+                int32_t total, bool first, bool last, int64_t total_codes, const RowState& state) {
   launch("merge_best", merge_best_kernel, blocks_for(total, kThreads), kThreads, 0, call,
          MergeBestArguments{best, others, code, parts, total, first, last, total_codes, state});
 }

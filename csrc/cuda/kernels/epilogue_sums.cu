@@ -1,7 +1,7 @@
 // Sums of weighted codes on their way out: added up over splits, the best code put back; gradients and expected codes.
-#include "code_sign.cuh"
-#include "launch.cuh"
+#include "../launch.cuh"
 #include "../rows.h"
+#include "code_sign.cuh"
 
 namespace cplearn::cuda {
 namespace {

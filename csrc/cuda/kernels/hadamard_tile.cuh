@@ -74,7 +74,8 @@ __device__ __forceinline__ void lane_butterflies(float (&x)[kElements], int thre
   }
 }
 
-// kGroup teams that exchange numbers with each other meet at the same barriers: 2 for the rows of an image in two views.
+// kGroup teams that exchange numbers with each other meet at the same barriers: 2 for the rows of an image in two
+// views.
 template <int kLog2Block, int kGroup>
 class HadamardTile {
  public:
@@ -218,8 +219,8 @@ class HadamardTile {
   // Of place e * T + t: a base and a constant, so that no register holds an address of its own for each e.
   __device__ int single_base() const { return thread_ + 4 * (thread_ / kElements); }
   __device__ static constexpr int single(int e) { return e * kThreads + 4 * (e * kThreads / kElements); }
-  // Of the four codes from t * 32 + e on, less e. Made anew where the allocator of registers then finds room for all (by
-  // trial, see bench.cuda_resources; it is a matter of one register).
+  // Of the four codes from t * 32 + e on, less e. Made anew where the allocator of registers then finds room for all
+  // (by trial, see bench.gpu.cuda_resources; it is a matter of one register).
   __device__ int quad_base() const { return (kLog2Block != 9 ? int(made_anew(uint32_t(thread_))) : thread_) * kQuads; }
 
   const int thread_;

@@ -1,10 +1,10 @@
 // The order in which half floats lie in memory for the tensor cores, and how numbers become two of them.
 //
 // The left operand of one instruction is 16 rows by 16 numbers, of which each lane holds four words of two half floats:
-// rows g and g + 8, numbers t and t + 4 of 8, g and t the lane's place in eight groups of four. Here the numbers of a word
-// of sign bits are taken as 8 j + 4 q + t + 16 h: j the instruction, q the word, h the half. In memory a lane's four words
-// follow each other and the lanes too, so that an operand is one load of 16 bytes a lane; and the signs of a pair
-// (h = 0, 1) are two bits that lie 16 apart: one shift and one mask make a pair of ±1.
+// rows g and g + 8, numbers t and t + 4 of 8, g and t the lane's place in eight groups of four. Here the numbers of a
+// word of sign bits are taken as 8 j + 4 q + t + 16 h: j the instruction, q the word, h the half. In memory a lane's
+// four words follow each other and the lanes too, so that an operand is one load of 16 bytes a lane; and the signs of a
+// pair (h = 0, 1) are two bits that lie 16 apart: one shift and one mask make a pair of ±1.
 #pragma once
 
 #include "device.cuh"
@@ -13,7 +13,9 @@
 namespace cplearn::cuda {
 
 // Of the numbers that a thread of a stored tile has, eight of a word: index 8 t + 4 j + 2 q + h -> number in the word.
-CPK_SHARED_FUNCTION int number_at(int i) { return 8 * ((i >> 2) & 1) + 4 * ((i >> 1) & 1) + ((i >> 3) & 3) + 16 * (i & 1); }
+CPK_SHARED_FUNCTION int number_at(int i) {
+  return 8 * ((i >> 2) & 1) + 4 * ((i >> 1) & 1) + ((i >> 3) & 3) + 16 * (i & 1);
+}
 // The inverse.
 CPK_SHARED_FUNCTION int index_of(int k) { return 8 * (k & 3) + 4 * (k >> 3 & 1) + 2 * (k >> 2 & 1) + (k >> 4); }
 

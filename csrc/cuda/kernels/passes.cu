@@ -1,10 +1,11 @@
 // The kernels of passes.h for one kind of tile: CPK_LOG2_BLOCK is 6 to 13 for Hadamard blocks, 0 for stored products.
 #include "../passes.h"
 
+#include "../launch.cuh"
 #include "best_codes.cuh"
 #include "column_sums.cuh"
+#include "given_weights.cuh"
 #include "hadamard_tile.cuh"
-#include "launch.cuh"
 #include "stored_tile.cuh"
 #include "weighted_codes.cuh"
 

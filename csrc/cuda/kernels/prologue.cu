@@ -1,9 +1,9 @@
 // Rows on their way into the passes, and single products with their best codes.
-#include "code_sign.cuh"
-#include "mma_fragment_layout.cuh"
-#include "hadamard_tile.cuh"
-#include "launch.cuh"
+#include "../launch.cuh"
 #include "../rows.h"
+#include "code_sign.cuh"
+#include "hadamard_tile.cuh"
+#include "mma_fragment_layout.cuh"
 
 namespace cplearn::cuda {
 namespace {

@@ -1,11 +1,12 @@
 // The tensor-core product of sign_gemm.h: logits of independent codes, and their weighted sums.
 //
 // A block of four warps makes 64 rows by 128 columns. The ±1 operand is made of sign bits in registers; the other one
-// goes from the cache into registers, 16 bytes a lane, as the tensor cores take it. So no shared memory, and no barrier. Sums of 128 products are added up outside of the tensor cores, whose accumulators truncate.
+// goes from the cache into registers, 16 bytes a lane, as the tensor cores take it. So no shared memory, and no
+// barrier. Sums of 128 products are added up outside of the tensor cores, whose accumulators truncate.
 #include "../sign_gemm.h"
 
+#include "../launch.cuh"
 #include "mma_fragment_layout.cuh"
-#include "launch.cuh"
 
 namespace cplearn::cuda {
 namespace {

@@ -1,9 +1,9 @@
 // Tables of sign bits of a span's codes, from Philox or from a caller's matrix: a bit per coordinate, for all rows.
-#include "code_sign.cuh"
-#include "mma_fragment_layout.cuh"
-#include "hadamard_tile.cuh"
-#include "launch.cuh"
+#include "../launch.cuh"
 #include "../rows.h"
+#include "code_sign.cuh"
+#include "hadamard_tile.cuh"
+#include "mma_fragment_layout.cuh"
 
 namespace cplearn::cuda {
 namespace {
@@ -115,8 +115,8 @@ void code_bits(const Call& call, const Codes& codes, int64_t first, int64_t colu
 
 void transposed_bits(const Call& call, const uint32_t* bits, int64_t columns, int64_t width, int64_t num_features,
                      uint32_t* out) {
-  launch("transposed_bits", transposed_bits_kernel, blocks_for(columns / 32 * (width / 32) * 32, kThreads), kThreads, 0, call,
-         TransposeArguments{bits, columns, width, num_features, out});
+  launch("transposed_bits", transposed_bits_kernel, blocks_for(columns / 32 * (width / 32) * 32, kThreads), kThreads, 0,
+         call, TransposeArguments{bits, columns, width, num_features, out});
 }
 
 }  // namespace cplearn::cuda

@@ -51,8 +51,8 @@ class StoredTile {
     }
   }
 
-  // Writes the weights of a block's codes; the lanes of a warp do so together. The threads' results add up to the sum of
-  // the weights.
+  // Writes the weights of a block's codes; the lanes of a warp do so together. The threads' results add up to the sum
+  // of the weights.
   __device__ float add_codes(float (&x)[kElements], int block, Sums& sums) const {
     float largest = 0;
     PartedSum<4> sum;

@@ -2,7 +2,8 @@
 // code and all gradients are made (docs/mathematics.md; reference.cplearn_loss, expected_code and mean_assignment).
 //
 // A team goes over the blocks of one split. The row's best code is left out, and what it would have added is noted, for
-// epilogue_sums.cu to put back in double precision. Float32 sums run over at most 32 blocks and are then added to doubles.
+// epilogue_sums.cu to put back in double precision. Float32 sums run over at most 32 blocks and are then added to
+// doubles.
 #pragma once
 
 #include "../../formulas.h"
@@ -20,7 +21,8 @@ __device__ __forceinline__ bool first_flush(const Span& span, int end, int begin
   return span.first == 0 && (end - 1) / kFlushBlocks == begin / kFlushBlocks;
 }
 
-// The loss with its gradient, an instance for each prior because registers are short; its value; functions of one batch.
+// The loss with its gradient, an instance for each prior because registers are short; its value; functions of one
+// batch.
 enum class Purpose { kGradient, kCrossEntropyGradient, kValue, kRow };
 
 template <auto kValue>
@@ -45,8 +47,8 @@ struct WeightedTeams {
       kPurpose == Purpose::kGradient && kRoomFor / kBlockThreads > 1 ? kRoomFor / kBlockThreads : 1;
 };
 
-// The sums of p and of the weights over at most kFlushBlocks blocks. Of a Hadamard tile only the first thread knows them,
-// and it keeps them in shared memory: two registers less in all the others, which have none to spare.
+// The sums of p and of the weights over at most kFlushBlocks blocks. Of a Hadamard tile only the first thread knows
+// them, and it keeps them in shared memory: two registers less in all the others, which have none to spare.
 template <bool kInRegisters>
 class ScalarSums {
  public:
@@ -80,8 +82,8 @@ struct RowConstants {
   __device__ float p(float s) const { return exp2_fast(below_best(s, best)) * inverse_sum; }
 };
 
-// The weight of a code as far as it needs no partner: under reverse KL p g, under cross entropy the same product without
-// 1 / p̄, and `p (y - centre)` where y is a number per code or a product with the second array's row.
+// The weight of a code as far as it needs no partner: under reverse KL p g, under cross entropy the same product
+// without 1 / p̄, and `p (y - centre)` where y is a number per code or a product with the second array's row.
 template <Weights kWeights>
 __device__ __forceinline__ float prior_weight(float p, float u, float slope, float top, float product, float centre) {
   switch (kWeights) {
@@ -120,7 +122,8 @@ __global__ void __launch_bounds__(WeightedTeams<Tiles, kPurpose>::kBlockThreads,
   } else if constexpr (kPurpose != Purpose::kValue) {
     tile.clear(pull), tile.clear(expected);
   }
-  ScalarSums<Tile::kInMemory> scalars(shared_memory() + (W::kPerBlock * Tile::kSharedFloats + 2 * team), tile.thread() == 0);
+  ScalarSums<Tile::kInMemory> scalars(shared_memory() + (W::kPerBlock * Tile::kSharedFloats + 2 * team),
+                                      tile.thread() == 0);
   float cross_terms = 0;  // of p u', every thread's own
 
   // Made anew, like the addresses below, each time it is asked for.
@@ -258,7 +261,8 @@ __global__ void __launch_bounds__(WeightedTeams<Tiles, kPurpose>::kBlockThreads,
       cross_terms += shuffle_xor(cross_terms, mask);
     }
     if (exists() && tile.thread() % T::kLanes == 0) {
-      const int part = int(made_anew(blockIdx.y)) * T::kParts + int(made_anew(threadIdx.x)) % Tile::kThreads / T::kLanes;
+      const int part = int(made_anew(blockIdx.y)) * T::kParts +
+                       int(made_anew(threadIdx.x)) % Tile::kThreads / T::kLanes;
       const int64_t at = int64_t(part) * a.total + row;
       atomic_add(a.mass + at, double(mass));
       atomic_add(a.weight + at, double(weight));
@@ -266,46 +270,6 @@ __global__ void __launch_bounds__(WeightedTeams<Tiles, kPurpose>::kBlockThreads,
     }
     cross_terms = 0;
     scalars.clear();
-  }
-}
-
-// Sums of codes with the weights `p (v - centre)` of given arrays. Grid (rows, splits).
-template <class Tile>
-__global__ void __launch_bounds__(Teams<Tile>::kBlockThreads) given_weights(const GivenWeightsArguments a) {
-  using T = Teams<Tile>;
-  const int team = int(threadIdx.x) / Tile::kThreads;
-  const int64_t given_row = int64_t(blockIdx.x) * T::kPerBlock + team;
-  const int64_t row = given_row < a.total ? given_row : a.total - 1;
-  Tile tile(a.tile, team);
-  typename Tile::Sums sums;
-  double* out = nullptr;
-  if constexpr (Tile::kInMemory) {
-    sums.row = row;
-  } else {
-    tile.clear(sums);
-    out = a.sums + (int64_t(blockIdx.y) * 2 * a.total + row) * Tile::kBlock;
-  }
-  const double centre = a.centre[row];
-  const int blocks = (a.span.count + Tile::kBlock - 1) / Tile::kBlock;
-  const int begin = int(blockIdx.y) * a.blocks_per_split;
-  const int end = begin + a.blocks_per_split < blocks ? begin + a.blocks_per_split : blocks;
-#pragma unroll 1
-  for (int block = begin; block < end; ++block) {
-    const int64_t at = row * a.stride + int64_t(block) * Tile::kBlock;
-    const int exist = a.span.count - block * Tile::kBlock;
-    float x[kElements];
-#pragma unroll
-    for (int e = 0; e < kElements; ++e) {
-      const int code = tile.code(e);
-      // The difference in double precision: near the optimum v of the best code and the mean agree in many digits.
-      x[e] = code < exist ? a.p[at + code] * float(double(a.v[at + code]) - centre) : 0.0f;
-    }
-    tile.add_codes(x, block, sums);
-    if constexpr (!Tile::kInMemory) {
-      if ((block % kFlushBlocks == kFlushBlocks - 1 || block == end - 1) && given_row < a.total) {
-        tile.flush(sums, out, !first_flush(a.span, block + 1, begin));
-      }
-    }
   }
 }
 

@@ -1,5 +1,5 @@
-// CUDA's thread model on the host: what csrc/cuda/kernels/device.cuh takes from the compiler and the device on a GPU comes from
-// here when CPK_EMULATE is defined, so that the very same kernel sources run and are tested without one.
+// CUDA's thread model on the host: what csrc/cuda/kernels/device.cuh takes from the compiler and the device on a GPU
+// comes from here when CPK_EMULATE is defined, so that the very same kernel sources run and are tested without one.
 //
 // The threads of a block are fibers that run one at a time and give way at barriers and shuffles; blocks run one after
 // the other. Shared memory is looked after word by word: a read or a write that no barrier separates from another
@@ -46,7 +46,8 @@ struct Launch {
   int shared_bytes;
 };
 
-// Runs `body` as every thread of the grid; throws std::runtime_error, naming the kernel, for anything the detector finds.
+// Runs `body` as every thread of the grid; throws std::runtime_error, naming the kernel, for anything the detector
+// finds.
 void run(const Launch& launch, const std::function<void()>& body);
 
 // The order in which the runnable fibers of a block take turns: 0 ascending, 1 descending, others seeds of a shuffle.

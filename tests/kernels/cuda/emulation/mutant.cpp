@@ -1,5 +1,5 @@
-// Runs two passes of the kernels on made-up rows: built by test_cuda_emulation.py with a barrier of theirs removed, to see
-// that the detector would notice. CPK_LOG2_BLOCK says which table is linked. Prints "ok" or the error.
+// Runs two passes of the kernels on made-up rows: built by test_cuda_emulation.py with a barrier of theirs removed, to
+// see that the detector would notice. CPK_LOG2_BLOCK says which table is linked. Prints "ok" or the error.
 #include <cstdio>
 #include <stdexcept>
 #include <vector>

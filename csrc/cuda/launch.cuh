@@ -4,9 +4,11 @@
 #include <stdexcept>
 #include <string>
 
-#include "../../codes.h"
-#include "../call.h"
-#include "device.cuh"
+#include "../codes.h"
+#include "call.h"
+#ifdef CPK_EMULATE
+#include "emulation.h"
+#endif
 
 namespace cplearn::cuda {
 
