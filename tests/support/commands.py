@@ -25,5 +25,6 @@ def fails(capsys):
         error = captured.err
         assert error.startswith("error: ") and error.count("\n") == 1 and error.endswith(".\n"), captured
         assert "Traceback" not in captured.out and all(word in error for word in words), captured
+        return captured
 
     return check
