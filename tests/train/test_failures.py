@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from running import equal_runs, go, kind, rows, step, terminate
+from running import equal_runs, go, kind, rows, slow, step, terminate
 
 import train.__main__ as program
 from train import checkpoint, loop, methods
@@ -33,7 +33,7 @@ def no_long_files():
 
 
 @pytest.mark.parametrize("trouble", [no_room, no_long_files])
-@pytest.mark.parametrize("full, stopped, kept, lost", [(2, False, 0, 3), (5, False, 3, 6), (5, True, 3, 5)])
+@pytest.mark.parametrize("full, stopped, kept, lost", [(5, True, 3, 5), slow(2, False, 0, 3), slow(5, False, 3, 6)])
 def test_a_disk_that_fills_up_during_training(
     trouble, full, stopped, kept, lost, tiny_options, tmp_path, fails, unbroken, during
 ):
@@ -71,7 +71,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_data_are_loaded(where, t
     fails(go, ["--output-dir", path, *tiny], str(path), "--output-dir", "expected a folder that can be written")
 
 
-@pytest.mark.parametrize("method, poison", [("cplearn", "nan"), ("barlow_twins", "inf"), ("swav", "nan")])
+@pytest.mark.parametrize("method, poison", [("barlow_twins", "inf"), slow("cplearn", "nan"), slow("swav", "nan")])
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_before(
     method, poison, tiny_options, tmp_path, fails, unbroken
 ):
@@ -93,7 +93,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_before(
     assert equal_runs(run, unbroken(kind(method)))
 
 
-@pytest.mark.parametrize("at", [3, 6])
+@pytest.mark.parametrize("at", [3, slow(6)])
 def test_a_gradient_that_is_not_finite_does_not_reach_a_checkpoint(at, tiny_options, tmp_path, fails, unbroken, during):
     """The loss is finite in the last step of an epoch, its gradient is not: the weights it makes are not saved."""
     from train.backbones import ResNet

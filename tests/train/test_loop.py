@@ -89,6 +89,7 @@ def test_bfloat16_changes_the_encoder_a_little_and_the_loss_gets_float32(tiny_co
     assert 1e-5 < difference < 0.2, "the same to the last digits: autocast did nothing"
 
 
+@pytest.mark.slow
 def test_a_compiled_encoder_gives_the_same_embeddings(tiny_config):
     images = torch.rand(8, 3, 32, 32)
     method, _ = make(tiny_config())

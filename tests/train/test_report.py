@@ -97,6 +97,7 @@ def test_a_finished_run_gets_its_own_page(two):
     assert "2 of 2 epochs of 32 images" in parsed.text and not list(folder.glob("*.part"))
 
 
+@pytest.mark.slow
 def test_runs_stand_side_by_side(two, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(planar, "maps", lambda found: Figure())  # of the first test; t-SNE is the slowest part
     out = tmp_path / "made" / "both.html"

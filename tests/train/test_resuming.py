@@ -1,25 +1,15 @@
 """What was stopped by a signal, a crash or a kill goes on as the run that nothing stopped, to the last bit."""
 
+import itertools
 import json
 import signal
 import subprocess
 import sys
 
 import pytest
+import running
 import torch
-from running import (
-    METHODS,
-    OPTIMISERS,
-    ROOT,
-    equal_runs,
-    go,
-    interrupt,
-    kind,
-    rows,
-    step,
-    terminate,
-    wait_for_an_epoch,
-)
+from running import equal_runs, go, interrupt, kind, rows, slow, step, terminate
 
 import train.__main__ as program
 from train import checkpoint, report
@@ -33,12 +23,8 @@ def crash():
     raise Crash
 
 
-QUICK = [("cplearn", "adam"), ("swav", "sgd")]
-CASES = [
-    pytest.param(method, optimiser, marks=() if (method, optimiser) in QUICK else pytest.mark.slow)
-    for method in METHODS
-    for optimiser in OPTIMISERS
-]
+CASES = [("cplearn", "adam"), ("swav", "sgd")]
+CASES += [slow(*case) for case in itertools.product(running.METHODS, running.OPTIMISERS) if case not in CASES]
 
 
 @pytest.mark.parametrize("method, optimiser", CASES)
@@ -63,8 +49,8 @@ def test_a_run_stopped_and_then_killed_is_the_unbroken_one(method, optimiser, ti
     "method, optimiser, forget",
     [
         ("cplearn", "adam", lambda content: content["optimiser"].update(state={})),
-        pytest.param("barlow_twins", "sgd", lambda c: c["optimiser"].update(state={}), marks=pytest.mark.slow),
-        pytest.param("barlow_twins", "lars", lambda c: c["optimiser"].update(state={}), marks=pytest.mark.slow),
+        slow("barlow_twins", "sgd", lambda content: content["optimiser"].update(state={})),
+        slow("barlow_twins", "lars", lambda content: content["optimiser"].update(state={})),
         ("swav", "sgd", lambda content: content["method"]["queue"].zero_()),
         ("cplearn", "adam", lambda content: content["progress"].update(sums={})),
     ],
@@ -82,7 +68,7 @@ def test_what_a_resumed_run_forgets_is_seen(method, optimiser, forget, tiny_opti
     assert not equal_runs(tmp_path / "run", unbroken(kind(method, optimiser)))
 
 
-@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("precision", ["float32", slow("bfloat16")])
 def test_checkpoints_inside_an_epoch(precision, tiny_options, tmp_path, unbroken, during):
     """With one after every step, a crash in step 5 costs that step only; how often they come changes no number."""
     options = [*tiny_options, "--precision", precision]
@@ -96,8 +82,15 @@ def test_checkpoints_inside_an_epoch(precision, tiny_options, tmp_path, unbroken
 
 
 @pytest.mark.parametrize(
-    "stop_at, act, status", [(1, interrupt, 130), (2, terminate, 143), (3, interrupt, 130), (5, terminate, 143), (6, terminate, 143)]
-)  # fmt: skip
+    "stop_at, act, status",
+    [
+        (1, interrupt, 130),
+        slow(2, terminate, 143),
+        slow(3, interrupt, 130),
+        slow(5, terminate, 143),
+        (6, terminate, 143),
+    ],
+)
 def test_any_step_is_a_good_place_to_stop(tiny_options, tmp_path, unbroken, during, stop_at, act, status):
     """The signal comes during a given step: the first, inside an epoch, at its end, inside the last, at the very end."""
     during(stop_at, act)
@@ -145,16 +138,17 @@ def test_metrics_behind_the_checkpoint_are_not_repeated(tiny_options, tmp_path):
     assert path.read_text() == whole
 
 
+@pytest.mark.slow
 def test_a_real_interruption_goes_on_to_the_same_evaluation(tiny, tmp_path, monkeypatch):
     """SIGINT to a process of its own; epochs of 11 steps, so that it most likely falls inside one."""
     monkeypatch.setattr(report, "write", lambda *_: None)
     options, folder = [*tiny, "--epochs", "8", "--num-train", "352"], tmp_path / "run"
     process = subprocess.Popen(
         [sys.executable, "-m", "train", "--output-dir", str(folder), *options],
-        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        cwd=running.ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
-        wait_for_an_epoch(process, folder)
+        running.wait_for_an_epoch(process, folder)
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)
     finally:
@@ -184,7 +178,7 @@ def save(path, config, progress, *rest):
 checkpoint.save = save
 program.main({tiny_options!r})
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=running.ROOT, capture_output=True, text=True, timeout=120)
     run = tmp_path / "run"
     assert done.returncode == -signal.SIGKILL, done.stderr
     # The metrics of the second epoch were on the disk already; its checkpoint is not.
@@ -193,6 +187,7 @@ program.main({tiny_options!r})
     assert equal_runs(run, unbroken()) and not (run / "checkpoint.pt.part").exists()
 
 
+@pytest.mark.slow
 def test_a_run_is_left_alone_by_a_second_and_ends_on_sigterm(tiny_options, tmp_path, fails, monkeypatch, unbroken):
     """Of two processes on one folder the second is refused at once; the first stops after the step of its SIGTERM."""
     code = f"""
@@ -209,7 +204,7 @@ loop.train_step = train_step
 sys.exit(program.main({tiny_options!r}))
 """
     pipes, run = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE), tmp_path / "run"
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **pipes)
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=running.ROOT, text=True, **pipes)
     try:
         assert any("in step 5" in line for line in process.stdout), process.communicate()[1]
         before = {path.name: path.read_bytes() for path in run.iterdir()}

@@ -6,6 +6,7 @@ import sys
 import time
 from functools import partial
 
+import pytest
 from acts import OPTIONS, bad_data, bug, die, full_disk, hang, in_step, poison, record, steps
 from ranks import Ranks
 from running import ROOT, step, wait_for_an_epoch
@@ -43,6 +44,7 @@ def test_a_folder_in_use_is_said_once(tmp_path):
         ends(tmp_path, [], None, 2, "error: --output-dir", "in use by another run")
 
 
+@pytest.mark.slow
 def test_a_failure_of_one_process_ends_all(tmp_path):
     ends(tmp_path, [], partial(in_step, 4, 0, full_disk), 2, "error: Step 4 could not be saved", "No space left")
     assert step(tmp_path / "run") == 0
@@ -73,6 +75,7 @@ def test_a_process_that_does_not_answer_ends_the_run(tmp_path):
     assert run.everything.count("error: Another process is gone or has not answered") == 1, run.everything
 
 
+@pytest.mark.slow
 def test_torchrun_forwards_a_signal_and_the_run_stops_well(tmp_path):
     torchrun = "-m torch.distributed.run --nproc-per-node 2 -m train".split()
     command = [sys.executable, *torchrun, *at(tmp_path), "--epochs", "500"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from acts import OPTIONS, in_float64, in_float64_step, interrupt, no_writing, record, steps, terminate
 from ranks import Ranks
-from running import METHODS, rows
+from running import rows, slow
 
 import train.__main__ as program
 from train.distributed import processes
@@ -42,9 +42,7 @@ def runs(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize(
-    "method", ["cplearn", *(pytest.param(m, marks=pytest.mark.slow) for m in METHODS if m != "cplearn")]
-)
+@pytest.mark.parametrize("method", ["cplearn", slow("barlow_twins"), slow("swav")])
 def test_two_processes_are_one(method, runs):
     """In float64 to 1e-9 (3e-14 was seen), all along.
 
@@ -65,8 +63,8 @@ def test_two_processes_are_one(method, runs):
     "before, after, on, act, status",
     [
         (2, 1, 1, terminate, 143),
-        pytest.param(1, 2, 0, terminate, 143, marks=pytest.mark.slow),
-        pytest.param(2, 2, None, interrupt, 130, marks=pytest.mark.slow),
+        slow(1, 2, 0, terminate, 143),
+        slow(2, 2, None, interrupt, 130),
     ],
 )
 def test_a_run_goes_on_with_any_number_of_processes(before, after, on, act, status, runs, tmp_path):
