@@ -17,22 +17,13 @@ VERDICTS = {name: {"collapsed": False} for name in tables.COLLAPSES}
 
 def study(codes=(10, 100)):
     def run(seed, value, collapsed=False):
-        measures = {name: value for name in tables.MEASURES}
-        return {
-            "seed": seed,
-            "num_features": 64,
-            "verdicts": {**VERDICTS, "dimensional": {"collapsed": collapsed}},
-            **measures,
-        }
+        verdicts = VERDICTS | {"dimensional": {"collapsed": collapsed}}
+        return dict.fromkeys(tables.MEASURES, value) | {"seed": seed, "num_features": 64, "verdicts": verdicts}
 
-    arms = [
-        {
-            "label": f"{c}",
-            "options": {"num_codes": c},
-            "runs": [run(s, 0.1 * i + 0.01 * s, i == 1 and s > 0) for s in range(3)],
-        }
-        for i, c in enumerate(codes)
-    ]
+    arms = []
+    for i, c in enumerate(codes):
+        runs = [run(s, 0.1 * i + 0.01 * s, i == 1 and s > 0) for s in range(3)]
+        arms.append({"label": f"{c}", "options": {"num_codes": c}, "runs": runs})
     return {"study": "x", "question": "More?", "baseline": "10", "data": "made up", "steps": 936, "arms": arms}
 
 

@@ -59,15 +59,9 @@ def _work(folder, options, act, rank, world, port):
     os.dup2(file, 2)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     if world > 1:
-        os.environ.update(
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE=str(world),
-            LOCAL_WORLD_SIZE=str(world),
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port),
-            OMP_NUM_THREADS="1",
-        )
+        numbers = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world, LOCAL_WORLD_SIZE=world, MASTER_PORT=port)
+        os.environ.update({name: str(number) for name, number in numbers.items()})
+        os.environ.update(MASTER_ADDR="127.0.0.1", OMP_NUM_THREADS="1")
     import torch
 
     import train.__main__ as program

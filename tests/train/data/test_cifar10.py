@@ -59,17 +59,12 @@ def write_folders(folder, arrays):
     return folder
 
 
+@pytest.mark.parametrize("inside", [True, False])
 @pytest.mark.parametrize(
-    "write, below",
-    [
-        (write_binary, "cifar-10-batches-bin"),
-        (write_pickle, "cifar-10-batches-py"),
-        (write_binary, "."),
-        (write_pickle, "."),
-    ],
+    "write, usual", [(write_binary, "cifar-10-batches-bin"), (write_pickle, "cifar-10-batches-py")]
 )
-def test_files_give_the_images_back_in_order(tmp_path, arrays, write, below):
-    write(tmp_path / "data" / below if below != "." else tmp_path / "data", arrays)
+def test_files_give_the_images_back_in_order(tmp_path, arrays, write, usual, inside):
+    write(tmp_path / "data" / usual if inside else tmp_path / "data", arrays)
     train_x, train_y, test_x, test_y = cifar10.load(tmp_path / "data")
     pixels, labels = arrays
     assert train_x.dtype == torch.uint8 and train_y.dtype == torch.int64
