@@ -1,4 +1,4 @@
-"""`python -m experiments.studies.figures FILE.json PICTURE.png`: the measures of a study's arms, and their intervals, drawn."""
+"""`python -m experiments.studies.figures FILE.json PICTURE.png`: a study's measures, drawn."""
 
 from __future__ import annotations
 

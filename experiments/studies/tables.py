@@ -1,9 +1,8 @@
-"""`python -m experiments.studies.tables FILE.json ...`: tables of studies in Markdown, means and intervals over the seeds."""
+"""`python -m experiments.studies.tables FILE.json ...`: means and intervals over the seeds, in Markdown."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from scipy import stats
 from tabulate import tabulate
 
 from train.errors import InputError
+from train.files import read_json
 
 MEASURES = {
     "linear_probe": "linear probe",
@@ -81,9 +81,10 @@ def collapses_found(arm: dict[str, Any]) -> str:
 
 
 def read_study(path: Path) -> dict[str, Any]:
-    """The content of a file that `python -m experiments.studies` wrote; InputError if it is none, or an arm has no runs."""
+    """The content of a file that `python -m experiments.studies` wrote; InputError if it is none."""
+    expected = "a file that python -m experiments.studies wrote"
+    study = read_json(path, expected)
     try:
-        study = json.loads(path.read_text())
         for key in ("question", "baseline", "data", "steps"):
             study[key]
         measured = [run[key] for arm in study["arms"] for run in arm["runs"] for key in (*MEASURES, "verdicts", "seed")]
@@ -91,10 +92,9 @@ def read_study(path: Path) -> dict[str, Any]:
             raise ValueError("an arm without runs")
         if study["baseline"] not in [arm["label"] for arm in study["arms"]]:
             raise ValueError("no arm with the baseline's name")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} could not be read ({type(error).__name__}: {error}), expected a file that python -m "
-            f"experiments.studies wrote."
+            f"{path} held another object ({type(error).__name__}: {error}), expected {expected}."
         ) from None
     return study
 

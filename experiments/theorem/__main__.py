@@ -1,4 +1,4 @@
-"""`python -m experiments.theorem`: optimises free embeddings under the loss and compares the optimum with the theory's."""
+"""`python -m experiments.theorem`: free embeddings under the loss, and what the theory says of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""train/theorem.py: measures with known answers, points that reach the floor, resuming, errors, table and picture."""
+"""experiments/theorem: measures with known answers, points that reach the floor, resuming, errors, tables."""
 
 import json
 import math

@@ -16,7 +16,7 @@ def one_thread():
 
 @pytest.fixture
 def fails(capsys):
-    """`fails(main, options, *words)`: the command ends with status 2 and one sentence on stderr that has these words."""
+    """`fails(main, options, *words)`: the command ends with status 2 and one sentence that has these words."""
 
     def check(main, options, *words, status=2):
         capsys.readouterr()

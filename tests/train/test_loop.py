@@ -1,4 +1,4 @@
-"""train/loop.py: order of the images, learning rate, one step's gradient, and a loss that is not finite."""
+"""train/loop.py: order of the images, learning rate, one step and its gradient, checkpoints between epochs."""
 
 import pytest
 import torch

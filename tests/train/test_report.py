@@ -1,4 +1,4 @@
-"""train/report.py, train/page.py, train/tables.py: the page needs nothing else, and says what the runs' files say."""
+"""train/report.py, train/reporting/page.py and tables.py: one file that says what the runs' files say."""
 
 import base64
 import io

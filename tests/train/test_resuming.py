@@ -92,7 +92,7 @@ def test_checkpoints_inside_an_epoch(precision, tiny_options, tmp_path, unbroken
     ],
 )
 def test_any_step_is_a_good_place_to_stop(tiny_options, tmp_path, unbroken, during, stop_at, act, status):
-    """The signal comes during a given step: the first, inside an epoch, at its end, inside the last, at the very end."""
+    """The signal comes during the first step, inside an epoch, at its end, inside the last, at the very end."""
     during(stop_at, act)
     assert go(tiny_options) == status
     assert step(tmp_path / "run") == stop_at and len(rows(tmp_path / "run")) == stop_at // 3

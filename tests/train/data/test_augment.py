@@ -1,4 +1,4 @@
-"""train/augment.py: parameters per image, the same draws from the same seed, and the share of images each step touches."""
+"""train/data/augment.py: parameters per image, the same draws from the same seed, the share of images that steps touch."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""train/cifar10.py: three layouts of the same images, damaged files, pickles that want more than data, the download."""
+"""train/data/cifar10.py: three layouts, damaged files, pickles that want more than data, the download."""
 
 import hashlib
 import pickle

@@ -1,4 +1,4 @@
-"""train/data.py: the digits, the cuts, and too few images for a batch."""
+"""train/data/__init__.py: the digits, the cuts, and too few images for a batch."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""train/arrays.py: what is read from NumPy files, what is rejected and in which words, what is measured."""
+"""train/evaluation/arrays.py: what is read from NumPy files, what is rejected and in which words, what is measured."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""train/verdicts.py: the edges of each threshold, embeddings with one collapse each, and what cannot be judged."""
+"""train/evaluation/verdicts.py: edges of the thresholds, one collapse at a time, and what cannot be judged."""
 
 import math
 

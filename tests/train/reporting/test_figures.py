@@ -1,4 +1,4 @@
-"""train/figures.py and train/planar.py: every picture shows its data, or says why it cannot."""
+"""train/reporting/figures.py and planar.py: every picture shows its data, or says why it cannot."""
 
 import json
 
