@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 from tabulate import tabulate
 
-from train.errors import InputError
+from train.errors import InputError, exit_status
 from train.files import read_json
 
 MEASURES = {
@@ -134,13 +134,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "files", nargs="+", type=Path, metavar="FILE.json", help="written by python -m experiments.studies"
     )
-    for path in parser.parse_args(arguments).files:
-        try:
-            print(text(read_study(path)))
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return error.exit_status
-    return 0
+    files = parser.parse_args(arguments).files
+    return exit_status(lambda: [print(text(read_study(path))) for path in files])
 
 
 if __name__ == "__main__":

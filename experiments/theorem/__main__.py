@@ -14,7 +14,7 @@ import tyro
 from experiments.theorem import measures, tables
 from experiments.theorem.optimum import Settings, optimise, problem
 from train import machine
-from train.errors import InputError
+from train.errors import InputError, exit_status
 from train.files import write_json
 
 
@@ -73,23 +73,21 @@ def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     given = sys.argv[1:] if arguments is None else arguments
     options = tyro.cli(Options, args=given, prog="python -m experiments.theorem")
-    try:
-        if options.table:
-            print(tables.tables(tables.load(options.table)))
-            return 0
-        for name, least in (("num_features", 2), ("num_rows", 2), ("steps", 1), ("num_threads", 1)):
-            if (value := getattr(options, name)) is not None and value < least:
-                raise InputError(f"--{name.replace('_', '-')} was {value}, expected at least {least}.")
-        if not options.seconds_per_point > 0:
-            raise InputError(f"--seconds-per-point was {options.seconds_per_point}, expected more than 0.")
-        torch.set_num_threads(options.num_threads)
-        settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
-        command = shlex.join(["python", "-m", "experiments.theorem", *given])
-        run(settings, options.dictionary, options.codes, options.output, command, lambda text: print(text, flush=True))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    return 0
+    return exit_status(lambda: _run(options, shlex.join(["python", "-m", "experiments.theorem", *given])))
+
+
+def _run(options: Options, command: str) -> None:
+    if options.table:
+        print(tables.tables(tables.load(options.table)))
+        return
+    for name, least in (("num_features", 2), ("num_rows", 2), ("steps", 1), ("num_threads", 1)):
+        if (value := getattr(options, name)) is not None and value < least:
+            raise InputError(f"--{name.replace('_', '-')} was {value}, expected at least {least}.")
+    if not options.seconds_per_point > 0:
+        raise InputError(f"--seconds-per-point was {options.seconds_per_point}, expected more than 0.")
+    torch.set_num_threads(options.num_threads)
+    settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
+    run(settings, options.dictionary, options.codes, options.output, command, lambda text: print(text, flush=True))
 
 
 if __name__ == "__main__":

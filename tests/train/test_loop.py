@@ -100,6 +100,7 @@ def test_a_compiled_encoder_gives_the_same_embeddings(tiny_config):
     assert torch.allclose(compiled(images), plain, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_also_saved_between_epochs(tiny_config, monkeypatch):
     config = tiny_config(checkpoint_minutes=1e-9)
     config.output_dir.mkdir()

@@ -5,14 +5,17 @@ import json
 import re
 
 import pytest
+from matplotlib.figure import Figure
 from running import ROOT, go, rows
 
 from train import loop
 from train.__main__ import main
 from train.config import Config
+from train.reporting import planar
 
 
-def test_a_whole_run_leaves_every_file(tiny_options, tmp_path, capsys):
+def test_a_whole_run_leaves_every_file(tiny_options, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(planar, "maps", lambda sources: Figure())  # t-SNE is the slowest part of a tiny run
     assert main(tiny_options) == 0
     folder = tmp_path / "run"
     expected = "checkpoint.pt config.json embeddings.npz metrics.jsonl report.html summary.json"

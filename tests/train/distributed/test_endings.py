@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 from acts import OPTIONS, bad_data, bug, die, full_disk, hang, in_step, poison, record, steps
 from ranks import Ranks
-from running import ROOT, step, wait_for_an_epoch
+from running import ROOT, slow, step, wait_for_an_epoch
 
 from train import run_folder
 from train.config import Config
@@ -31,10 +31,20 @@ def ends(tmp_path, options, act, status, *words):
     assert "Traceback" not in run.everything
 
 
-def test_bad_input_is_said_once(tmp_path):
-    ends(tmp_path, ["--batch-size", "63"], None, 2, "error: --batch-size was 63", "a multiple of the 2 processes")
-    ends(tmp_path, ["--resume"], None, 2, "error: --resume was given, expected a checkpoint")
-    ends(tmp_path, ["--method", "cplearn", "--backend", "abacus"], None, 2, "error: The loss cannot be set", "abacus")
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ("--batch-size 63", ["error: --batch-size was 63", "a multiple of the 2 processes"]),
+        slow("--resume", ["error: --resume was given, expected a checkpoint"]),
+        slow("--method cplearn --backend abacus", ["error: The loss cannot be set", "abacus"]),
+    ],
+)
+def test_bad_input_is_said_once(options, words, tmp_path):
+    ends(tmp_path, options.split(), None, 2, *words)
+
+
+@pytest.mark.slow
+def test_an_unknown_option_is_explained_once(tmp_path):
     unknown = Ranks(tmp_path / "ranks", ["--abacus"])
     assert unknown.wait() == [2, 2] and "abacus" in unknown.text(0) and unknown.text(1) == ""
 
@@ -59,6 +69,7 @@ def test_a_mistake_in_one_process_shows_its_traceback_and_ends_all(tmp_path):
     assert "ZeroDivisionError: a mistake" in run.text(1) and "Traceback" not in run.text(0)
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_run_which_goes_on_from_its_checkpoint(tmp_path):
     run = Ranks(tmp_path / "1", at(tmp_path), partial(in_step, 6, 1, die))
     assert run.wait() == [1, -signal.SIGKILL], run.everything
@@ -69,6 +80,7 @@ def test_a_killed_process_ends_the_run_which_goes_on_from_its_checkpoint(tmp_pat
     assert resumed.wait() == [0, 0] and len(steps(tmp_path / "steps")) == 4
 
 
+@pytest.mark.slow
 def test_a_process_that_does_not_answer_ends_the_run(tmp_path):
     run = Ranks(tmp_path / "1", [*at(tmp_path), "--method", "swav"], hang)
     assert run.wait(40) == [1, 1]
