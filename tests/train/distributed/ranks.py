@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import socket
@@ -14,6 +15,14 @@ context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["train.__main__", "sklearn.cluster", "sklearn.datasets", "sklearn.model_selection"])
 
 
+@functools.cache
+def server_is_ready():
+    """Its imports take seconds, many on a busy machine, which no limit of a test's should count."""
+    first = context.Process(target=int)
+    first.start()
+    first.join()
+
+
 class Ranks:
     """`world` processes of one run; use `wait` for their exit statuses, then `text(rank)` for what they printed.
 
@@ -21,6 +30,7 @@ class Ranks:
     """
 
     def __init__(self, folder: Path, options: list[str], act=None, world: int = 2) -> None:
+        server_is_ready()
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         with socket.socket() as free:

@@ -22,8 +22,8 @@ def at(tmp_path):
 
 def ends(tmp_path, options, act, status, *words):
     """Two processes end with this status, and one of them says one sentence with these words."""
-    began = time.monotonic()
     run = Ranks(tmp_path / "ranks", [*at(tmp_path), "--method", "barlow_twins", *options], act)
+    began = time.monotonic()
     assert run.wait() == [status] * 2, run.everything
     assert time.monotonic() - began < 40
     said = [line for line in run.everything.splitlines() if line.startswith("error: ")]
