@@ -14,6 +14,8 @@ Layout, version 1 (frozen: a change needs a new version number):
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 BIT_LAYOUT_VERSION = 1
@@ -28,7 +30,7 @@ _WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85
 _MASK = 0xFFFFFFFF
 
 
-def philox4x32(counter, key, rounds: int = 10):
+def philox4x32(counter: tuple[Any, Any, Any, Any], key: tuple[int, int], rounds: int = 10) -> tuple[Any, Any, Any, Any]:
     """Four 32-bit words of Philox4x32 for each counter.
 
     Args:
@@ -62,7 +64,7 @@ def split_seed(seed: int) -> tuple[int, int]:
     return seed & _MASK, (seed >> 32) & _MASK
 
 
-def sign_bits(seed: int, stream: int, start: int, stop: int, num_features: int, device=None) -> torch.Tensor:
+def sign_bits(seed: int, stream: int, start: int, stop: int, num_features: int, device: torch.device | str | int | None = None) -> torch.Tensor:
     """Sign bits of the vectors `start` … `stop - 1` of a stream.
 
     Returns:

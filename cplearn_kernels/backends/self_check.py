@@ -7,12 +7,11 @@ wait, so the first call outside of one does it.
 
 from __future__ import annotations
 
-import types
-
 import torch
 
 from .. import philox, reference
 from ..dictionary import HadamardDictionary, RademacherDictionary
+from .interface import Backend
 
 # |difference| / |expected|, of the loss and of the gradient: ten times what the conformance suite allows.
 _TOLERANCE = 1e-4
@@ -21,7 +20,7 @@ _ROWS = 3
 _checked: set[tuple[str, str]] = set()
 
 
-def ensure(backend: types.ModuleType, device: torch.device) -> None:
+def ensure(backend: Backend, device: torch.device) -> None:
     """Check `backend` on a GPU if that has not been done yet; nothing on other devices.
 
     Raises:
@@ -39,7 +38,7 @@ def ensure(backend: types.ModuleType, device: torch.device) -> None:
     _checked.add(key)
 
 
-def largest_error(backend: types.ModuleType, device: torch.device) -> float:
+def largest_error(backend: Backend, device: torch.device) -> float:
     """The largest relative error of loss and gradient over one dictionary of each kind; NaN if a result is."""
     errors = []
     for dictionary in (HadamardDictionary(100, 300, seed=1), RademacherDictionary(40, 200, seed=1)):

@@ -7,14 +7,15 @@ import weakref
 import torch
 import torch.distributed as dist
 
+from ..options import Group
 from .collectives import Ranks
 
 WORLD = "world"
 
-_ranks: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_ranks: weakref.WeakKeyDictionary[dist.ProcessGroup, Ranks] = weakref.WeakKeyDictionary()
 
 
-def check_kind(process_group) -> None:
+def check_kind(process_group: object) -> None:
     """Raise unless `process_group` is None, "world" or a group that this process belongs to.
 
     Raises:
@@ -35,7 +36,7 @@ def check_kind(process_group) -> None:
         )
 
 
-def check(process_group) -> None:
+def check(process_group: Group) -> None:
     """`check_kind`, and that the group can be used now.
 
     Raises:
@@ -53,7 +54,7 @@ def check(process_group) -> None:
             raise ValueError("process_group: the group was destroyed, expected one that is initialised") from None
 
 
-def name_of(process_group) -> str:
+def name_of(process_group: Group) -> str:
     """What stands for a group in an operator's arguments: its name, "world" for the default group, "" for None."""
     if process_group is None or isinstance(process_group, str):
         return process_group or ""
@@ -71,7 +72,7 @@ def named(name: str) -> Ranks:
         raise ValueError(f"process_group: there is no group {name!r} (any more), expected an initialised one") from None
 
 
-def of(process_group) -> Ranks:
+def of(process_group: Group) -> Ranks:
     """The ranks of a group ("world": of the default group), the same object in every call."""
     if process_group == WORLD:
         process_group = dist.group.WORLD

@@ -7,23 +7,15 @@ near the optimum it is nearly all of the sum, and what counts is the small rest.
 import triton
 import triton.language as tl
 
-from . import passes
-from . import tiles
-
-# What is summed over the codes, with weight x_j: see _tile_weights.
-EXPECTED = tl.constexpr(0)
-CENTRED = tl.constexpr(1)
-REVERSE_KL = tl.constexpr(2)
-CROSS_ENTROPY = tl.constexpr(3)
-SECOND = tl.constexpr(4)
-GIVEN = tl.constexpr(5)
+from . import passes, tiles
+from .constants import CENTRE, CENTRED, CROSS_ENTROPY, EXPECTED, GIVEN, REVERSE_KL, SCALE, SECOND, TARGET
 
 
 @triton.jit
 def _loss_weight(p, u_partner, d, rows, total, row, prior_weight, slope, beta, CROSS: tl.constexpr, BM: tl.constexpr):
     """`p (g - sigma) - beta p (u' - t) + beta (p - p')` for `d = beta (p - p')`, beta in u's unit."""
-    centre = passes.constant(rows, passes.CENTRE, total, row, BM)[:, None]
-    pull = beta * (u_partner - passes.constant(rows, passes.TARGET, total, row, BM)[:, None])
+    centre = passes.constant(rows, CENTRE, total, row, BM)[:, None]
+    pull = beta * (u_partner - passes.constant(rows, TARGET, total, row, BM)[:, None])
     if CROSS:
         return prior_weight - p * (centre + pull) + d
     return p * ((slope - centre) - pull) + d
@@ -50,7 +42,7 @@ def _tile_weights(s_a, s_b, tile, rows, best, slopes, prior, total, row_a, row_b
         at = at.to(tl.int64) * num_codes + start + column[None, :]
         p = tl.load(slopes + at, mask=mask, other=0.0)
         x_a = p * (
-            tl.load(prior + at, mask=mask, other=0.0) - passes.constant(rows, passes.CENTRE, total, row_a, BM)[:, None]
+            tl.load(prior + at, mask=mask, other=0.0) - passes.constant(rows, CENTRE, total, row_a, BM)[:, None]
         )
         x_b = x_a
     else:
@@ -59,10 +51,10 @@ def _tile_weights(s_a, s_b, tile, rows, best, slopes, prior, total, row_a, row_b
         x_b = p_a
         if MODE == CENTRED:
             slope_a = tl.load(slopes + column, mask=inside, other=0.0)[None, :]
-            x_a = p_a * (slope_a - passes.constant(rows, passes.CENTRE, total, row_a, BM)[:, None])
+            x_a = p_a * (slope_a - passes.constant(rows, CENTRE, total, row_a, BM)[:, None])
         elif MODE == SECOND:
-            v = s_b * passes.constant(rows, passes.SCALE, total, row_b, BM)[:, None]
-            x_a = p_a * (v - passes.constant(rows, passes.CENTRE, total, row_a, BM)[:, None])
+            v = s_b * passes.constant(rows, SCALE, total, row_b, BM)[:, None]
+            x_a = p_a * (v - passes.constant(rows, CENTRE, total, row_a, BM)[:, None])
         elif MODE != EXPECTED:
             best_b = tl.load(best + row_b + tl.arange(0, BM)) - start
             p_b, u_b = passes.probability(s_b, rows, total, row_b, BM)
