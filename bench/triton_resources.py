@@ -119,7 +119,7 @@ _SMALL = (
     ("rows", "finish_columns", {"MODE": 3, "GIVEN_PRIOR": True, "BLOCK": 1024}, {"prior_sums": "*fp64"}),
     ("rows", "finish_columns", {"MODE": 2, "GIVEN_PRIOR": False, "BLOCK": 1024}, {"prior_sums": "*fp64"}),
     ("rows", "merge_row_sums", {"PAIR": True, "LOGS": True, "GIVEN_PRIOR": True, "FIRST": False, "BLOCK": 128}, {"sums": "*fp64"}),
-    ("rows", "agreement", {"BLOCK": 128}, {"others": "*fp64", "sums": "*fp64"}),
+    ("rows", "cross_term", {"BLOCK": 128}, {"others": "*fp64", "sums": "*fp64"}),
     ("rows", "finish_row_sums", {"PAIR": True, "BLOCK": 128}, {"others": "*fp64", "sums": "*fp64"}),
     ("rows", "merge_weighted", {"FIRST": False, "BLOCK": 1024}, {"sums": "*fp64"}),
     ("rows", "finish_sums", {"F": 2048, "KIND": 0, "BLOCK": 2048}, {"sums": "*fp64"}),

@@ -15,7 +15,7 @@ from .functional import (
 )
 from .modules import CPLearnHead, CPLearnLoss
 from .temperature import default_temperature
-from .version import __version__
+from .version import __version__ as __version__
 
 __all__ = [
     "CPLearnHead",

@@ -29,7 +29,7 @@ class Dictionary:
         weight: the `(f, c)` matrix of a dense dictionary, else None.
         signs: the matrix of a dense dictionary whose entries are all ±1, packed to bits, else None: int32 of shape
             `(c, ceil(f / 32))`, bit k mod 32 of word k div 32 set where coordinate k is -1.
-        first_code, total_codes: 0 and c; for a `CodeRange` where it begins and how many codes the whole dictionary has.
+        first_code, total_codes: 0 and c; for a range of codes where it begins and how many codes the whole dictionary has.
     """
 
     kind: Kind
@@ -48,7 +48,7 @@ class Dictionary:
 
     @property
     def block_size(self) -> int:
-        """Consecutive codes that are made together; a `CodeRange` begins at a multiple of it."""
+        """Consecutive codes that are made together; a range of codes begins at a multiple of it."""
         return 1
 
     def to_dense(
@@ -79,9 +79,7 @@ class Dictionary:
     def identity(self) -> bytes:
         """Bytes that two dictionaries share exactly when their codes are the same."""
         sizes = self.num_features, self.num_codes
-        return struct.pack(
-            _IDENTITY_FORMAT, philox.BIT_LAYOUT_VERSION, KINDS.index(self.kind) + 1, *sizes, self.seed
-        )
+        return struct.pack(_IDENTITY_FORMAT, philox.BIT_LAYOUT_VERSION, KINDS.index(self.kind) + 1, *sizes, self.seed)
 
     def _columns(self, start: int, stop: int, dtype: torch.dtype, device: Device) -> torch.Tensor:
         raise NotImplementedError
@@ -182,6 +180,7 @@ class DenseDictionary(Dictionary):
     """
 
     kind = "dense"
+    weight: torch.Tensor
 
     def __init__(self, weight: torch.Tensor):
         if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
@@ -214,46 +213,6 @@ class DenseDictionary(Dictionary):
         return f"DenseDictionary(num_features={self.num_features}, num_codes={self.num_codes})"
 
 
-class CodeRange(Dictionary):
-    """Codes `first_code` … `first_code + num_codes - 1` of a dictionary, numbered from 0: what one rank works on.
-
-    Args:
-        whole: the dictionary.
-        start, stop: 0 <= start < stop <= whole.num_codes, start a multiple of whole.block_size.
-
-    Raises:
-        ValueError: not such a range.
-    """
-
-    def __init__(self, whole: Dictionary, start: int, stop: int):
-        if not 0 <= start < stop <= whole.num_codes or start % whole.block_size != 0:
-            raise ValueError(
-                f"expected 0 <= start < stop <= {whole.num_codes} and start a multiple of {whole.block_size}, "
-                f"got start={start}, stop={stop}"
-            )
-        super().__init__(whole.num_features, stop - start, whole.seed)
-        self.kind, self.first_code, self._whole = whole.kind, start, whole
-        self.weight = None if whole.weight is None else whole.weight[:, start:stop]
-        self.signs = None if whole.signs is None else whole.signs[start:stop]
-
-    @property
-    def total_codes(self) -> int:
-        return self._whole.num_codes
-
-    @property
-    def block_size(self) -> int:
-        return self._whole.block_size
-
-    def identity(self) -> bytes:
-        raise NotImplementedError("a range of codes has no identity of its own: ask the whole dictionary")
-
-    def _columns(self, start: int, stop: int, dtype: torch.dtype, device: Device) -> torch.Tensor:
-        return self._whole._columns(self.first_code + start, self.first_code + stop, dtype, device)
-
-    def __repr__(self) -> str:
-        return f"codes {self.first_code} to {self.first_code + self.num_codes - 1} of {self._whole!r}"
-
-
 def describe_identity(identity: bytes) -> str:
     """A readable form of `Dictionary.identity()`, for error messages."""
     size = struct.calcsize(_IDENTITY_FORMAT)
@@ -269,14 +228,18 @@ def describe_identity(identity: bytes) -> str:
 def rebuild(
     kind: str, num_features: int, num_codes: int, seed: int, weight: torch.Tensor | None, signs: torch.Tensor | None
 ) -> Dictionary:
-    """The dictionary that the plain values of an operator call stand for; checks were made when it was first built."""
+    """The dictionary that the plain values of an operator call stand for; checks were made when it was first built.
+
+    The seed may be the signed integer of the same 64 bits.
+    """
     if kind == "dense":
+        assert weight is not None
         dense = object.__new__(DenseDictionary)
         Dictionary.__init__(dense, num_features, num_codes)
         dense.weight, dense.signs = weight, signs
         return dense
     cls = {"hadamard": HadamardDictionary, "rademacher": RademacherDictionary}[kind]
-    return cls(num_features, num_codes, seed)
+    return cls(num_features, num_codes, seed % (1 << 64))
 
 
 def _packed_signs(weight: torch.Tensor) -> torch.Tensor:

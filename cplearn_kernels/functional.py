@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, TypeVar, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -15,8 +14,6 @@ from .distributed.argument_check import Call
 from .distributed.oracle import everyones_rows
 from .options import BackendName, Group, Prior, Rows
 from .reference import LossAndTerms
-
-_T = TypeVar("_T")
 
 
 @overload
@@ -115,7 +112,7 @@ def cplearn_loss(
             validation.check_prior_values(prior, prior_probs)
         return validation.check_temperature(temperature), validation.check_beta(beta)
 
-    temperature, beta = _checked(check, process_group, rows)
+    temperature, beta = groups.checked(check, process_group, rows)
     if prior_probs is not None and prior_probs.requires_grad:
         prior_probs = prior_probs.detach()
     need_grad = torch.is_grad_enabled() and (h1.requires_grad or h2.requires_grad)
@@ -223,7 +220,7 @@ def mean_assignment(
         validation.check_backend(backend)
         return validation.check_temperature(temperature)
 
-    temperature = _checked(check, process_group, rows)
+    temperature = groups.checked(check, process_group, rows)
     if backend == "reference":
         call = Call("mean_assignment", backend, dictionary, h.dtype, rows, h.shape[0], temperature)
         (h,) = everyones_rows(process_group, call, [h])
@@ -271,7 +268,7 @@ def assign(
         validation.check_top_k(top_k, dictionary.num_codes)
         validation.check_backend(backend)
 
-    _checked(check, process_group, rows)
+    groups.checked(check, process_group, rows)
     if backend == "reference":
         with torch.no_grad():
             if process_group is not None:
@@ -281,20 +278,6 @@ def assign(
             return reference.assign(h, dictionary, top_k=top_k)
     group = groups.name_of(process_group)
     return ops.assign(h.detach(), *ops.dictionary_arguments(dictionary), top_k, backend or "", group, rows)
-
-
-def _checked(check: Callable[[], _T], process_group: Group, rows: str) -> _T:
-    """What `check()` returns; with a process group its error is reported to the ranks that wait for this one."""
-    if process_group is None or torch.compiler.is_compiling():
-        validation.check_rows(rows)
-        return check()
-    groups.check(process_group)
-    try:
-        validation.check_rows(rows)
-        return check()
-    except BaseException:
-        with groups.of(process_group).call():
-            raise
 
 
 def _unary(name: str, h: Tensor, dictionary: Dictionary, temperature: float, backend: BackendName | None) -> Tensor:

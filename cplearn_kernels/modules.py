@@ -120,9 +120,7 @@ class CPLearnLoss(nn.Module):
         self.register_buffer("dictionary_identity", identity)
 
     @overload
-    def forward(
-        self, h1: torch.Tensor, h2: torch.Tensor, *, return_terms: Literal[False] = False
-    ) -> torch.Tensor: ...
+    def forward(self, h1: torch.Tensor, h2: torch.Tensor, *, return_terms: Literal[False] = False) -> torch.Tensor: ...
 
     @overload
     def forward(self, h1: torch.Tensor, h2: torch.Tensor, *, return_terms: Literal[True]) -> LossAndTerms: ...
@@ -130,9 +128,7 @@ class CPLearnLoss(nn.Module):
     @overload
     def forward(self, h1: torch.Tensor, h2: torch.Tensor, *, return_terms: bool) -> torch.Tensor | LossAndTerms: ...
 
-    def forward(
-        self, h1: torch.Tensor, h2: torch.Tensor, *, return_terms: bool = False
-    ) -> torch.Tensor | LossAndTerms:
+    def forward(self, h1: torch.Tensor, h2: torch.Tensor, *, return_terms: bool = False) -> torch.Tensor | LossAndTerms:
         """Embeddings `(n, num_features)` of two views to the loss, or to `(loss, terms)`; see `cplearn_loss`."""
         return cplearn_loss(
             h1, h2, self.dictionary, temperature=self.temperature, beta=self.beta, prior=self.prior,

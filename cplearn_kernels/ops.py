@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from . import validation
-from .backends import select
 from .backends.interface import Backend
+from .backends.select import select
 from .bits import signed
 from .dictionary import Dictionary, rebuild
 from .distributed import groups
 from .distributed import loss as distributed
 from .distributed.collectives import Ranks
+from .distributed.ranges import largest_range
 from .options import result_dtype
 
 _LIBRARY = torch.library.Library("cplearn_kernels", "DEF")
@@ -35,17 +36,9 @@ def dictionary_arguments(dictionary: Dictionary) -> tuple[Tensor | None, Tensor 
     return d.weight, d.signs, d.kind, d.num_features, d.num_codes, signed(d.seed, 64)
 
 
-def _dictionary(
-    weight: Tensor | None, signs: Tensor | None, kind: str, num_features: int, num_codes: int, seed: int
-) -> Dictionary:
-    return rebuild(kind, num_features, num_codes, seed % (1 << 64), weight, signs)
-
-
-def _select(
-    backend: str, function: str, dictionary: Dictionary, h: Tensor, others: Ranks | None = None
-) -> Backend:
+def _select(backend: str, function: str, dictionary: Dictionary, h: Tensor, others: Ranks | None = None) -> Backend:
     if others is not None:
-        dictionary = distributed.largest_range(dictionary, others.world)
+        dictionary = largest_range(dictionary, others.world)
     return select(backend or None, function, dictionary, h)
 
 
@@ -86,7 +79,7 @@ def _loss(
     need_grad: bool, backend: str, group: str = "", rows: str = "sharded",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(loss, invariance, prior, dL/dh1, dL/dh2); the last two are empty unless `need_grad`."""
-    dictionary = _dictionary(weight, signs, kind, num_features, num_codes, seed)
+    dictionary = rebuild(kind, num_features, num_codes, seed, weight, signs)
     arguments = h1, h2, dictionary, temperature, beta, prior, prior_probs, need_grad
     with _over_ranks(group, h1) as others:
         _check_prior_values(prior, prior_probs)
@@ -192,7 +185,7 @@ def _unary(name: str, shape: Callable[[Tensor, int], tuple[int, ...]]) -> tuple[
         h: Tensor, weight: Optional[Tensor], signs: Optional[Tensor], kind: str, num_features: int, num_codes: int,
         seed: int, temperature: float, backend: str,
     ) -> Tensor:  # fmt: skip
-        dictionary = _dictionary(weight, signs, kind, num_features, num_codes, seed)
+        dictionary = rebuild(kind, num_features, num_codes, seed, weight, signs)
         return getattr(_select(backend, name, dictionary, h), name)(h, dictionary, temperature)
 
     def backward_fake(upstream, h, output, weight, signs, kind, num_features, num_codes, seed, temperature, backend):
@@ -203,7 +196,7 @@ def _unary(name: str, shape: Callable[[Tensor, int], tuple[int, ...]]) -> tuple[
         upstream: Tensor, h: Tensor, output: Optional[Tensor], weight: Optional[Tensor], signs: Optional[Tensor],
         kind: str, num_features: int, num_codes: int, seed: int, temperature: float, backend: str,
     ) -> Tensor:  # fmt: skip
-        dictionary = _dictionary(weight, signs, kind, num_features, num_codes, seed)
+        dictionary = rebuild(kind, num_features, num_codes, seed, weight, signs)
         module = _select(backend, name, dictionary, h)
         if name == "projector_logsumexp":  # dL/dh_i = v_i B_i / temperature for v = upstream
             return module.expected_code(h, dictionary, temperature).mul_((upstream / temperature)[:, None]).to(h.dtype)
@@ -243,7 +236,7 @@ def mean_assignment_over_ranks(
     seed: int, temperature: float, backend: str, group: str, rows: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(p̄ of all ranks' rows, what the gradient of p̄ of this rank's rows alone must be multiplied with)."""
-    dictionary = _dictionary(weight, signs, kind, num_features, num_codes, seed)
+    dictionary = rebuild(kind, num_features, num_codes, seed, weight, signs)
     with _over_ranks(group, h) as others:
         module = _select(backend, "mean_assignment", dictionary, h, others)
         if others is None:
@@ -279,7 +272,7 @@ def assign(
     seed: int, top_k: int, backend: str, group: str = "", rows: str = "sharded",
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(scores, codes), each `(n, top_k)`."""
-    dictionary = _dictionary(weight, signs, kind, num_features, num_codes, seed)
+    dictionary = rebuild(kind, num_features, num_codes, seed, weight, signs)
     with _over_ranks(group, h) as others:
         module = _select(backend, "assign", dictionary, h, others)
         if others is None:

@@ -102,7 +102,7 @@ def cplearn_loss(
     rows = log_p[0].shape[0]
     priors = [prior_term(torch.logsumexp(lp, dim=0) - math.log(rows), prior, prior_probs) for lp in log_p]
     invariances = [-(log_p[a].exp() * log_p[b]).sum(dim=1).mean() for a, b in ((0, 1), (1, 0))]
-    prior_mean, invariance_mean = sum(priors) / 2, sum(invariances) / 2
+    prior_mean, invariance_mean = (priors[0] + priors[1]) / 2, (invariances[0] + invariances[1]) / 2
     loss = prior_mean + beta * invariance_mean
     if return_terms:
         return loss, {"invariance": invariance_mean.detach(), "prior": prior_mean.detach()}

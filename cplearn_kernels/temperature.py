@@ -9,7 +9,12 @@ from .validation import check_embedding
 
 
 def default_temperature(
-    num_features: int, num_codes: int, *, embedding: Embedding = "l2", batch_size: int | None = None, eps: float | None = None
+    num_features: int,
+    num_codes: int,
+    *,
+    embedding: Embedding = "l2",
+    batch_size: int | None = None,
+    eps: float | None = None,
 ) -> float:
     """Temperature of the CPLearn loss for an embedding.
 

@@ -58,9 +58,7 @@ class Shard(Protocol):
         """p̄ of the range's codes over the rows of the one view."""
         ...
 
-    def code_sums(
-        self, beta: float, prior: str, prior_probs: Tensor | None, need_grad: bool
-    ) -> tuple[Tensor, Tensor]:
+    def code_sums(self, beta: float, prior: str, prior_probs: Tensor | None, need_grad: bool) -> tuple[Tensor, Tensor]:
         """(scalars `(ROW_SCALARS, 2 N)`, prior): the range's share of the sums over codes, to be added over ranges.
 
         The first scalar is the cross term `sum_j p_ij log(c p'_ij)`, p' of the same image's other view; the prior is
@@ -153,9 +151,7 @@ class Backend(Protocol):
         """B, `(n, f)`."""
         ...
 
-    def expected_code_backward(
-        self, upstream: Tensor, h: Tensor, dictionary: Dictionary, temperature: float
-    ) -> Tensor:
+    def expected_code_backward(self, upstream: Tensor, h: Tensor, dictionary: Dictionary, temperature: float) -> Tensor:
         """`dL/dh_i = 1/temperature * sum_j p_ij (v_ij - sum_k p_ik v_ik) w_j` with `v_ij = upstream_i · w_j`."""
         ...
 

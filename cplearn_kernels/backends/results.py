@@ -1,4 +1,4 @@
-"""What results of several backends are made of in the same way: terms of a loss, rows of NaN, the best of many codes."""
+"""What several backends make in the same way of what they compute: a loss's terms, rows of NaN, the best of codes."""
 
 from __future__ import annotations
 
@@ -31,20 +31,18 @@ def with_nan_rows(result: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
 
 
 def best_of(scores: torch.Tensor, codes: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(scores, codes) of the `top_k` best of each row, best first; of equal scores the one that stands first is first."""
+    """(scores, codes) of the `top_k` best of each row, best first, equal scores as they stand."""
     best = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :top_k]
     return scores.gather(1, best), codes.gather(1, best)
 
 
-def best_of_chunks(
-    chunks: Iterable[tuple[int, torch.Tensor]], top_k: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def best_of_chunks(chunks: Iterable[tuple[int, torch.Tensor]], top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """`best_of` all codes, equal scores by index, from chunks of them in order: (first code, scores `(n, chunk)`)."""
-    scores = codes = None
+    scores = codes = torch.empty(0)
     for start, part in chunks:
         index = torch.arange(start, start + part.shape[1], device=part.device).expand(part.shape[0], -1)
         # What was found earlier has the lower index and stays ahead among equals.
-        if scores is not None:
+        if start > 0:
             part, index = torch.cat([scores, part], 1), torch.cat([codes, index], 1)
         scores, codes = best_of(part, index, top_k)
     return scores, codes

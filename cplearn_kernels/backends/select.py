@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 
 from ..dictionary import Dictionary
-from ..options import BACKENDS, DTYPES, KINDS
+from ..options import DTYPES, KINDS
 from . import interface, self_check
 from .chunked import functions as chunked
 from .cpu import functions as cpu
@@ -17,9 +17,8 @@ from .cuda import functions as cuda
 from .interface import Backend
 from .triton import functions as triton
 
-_MODULES: tuple[Backend, ...] = (cpu, cuda, triton, chunked)
-# In the order in which a call without a named backend tries them.
-_IMPLEMENTED: dict[str, Backend] = {module.NAME: module for module in sorted(_MODULES, key=lambda m: BACKENDS.index(m.NAME))}
+# In the order in which a call without a named backend tries them: that of options.BACKENDS.
+_IMPLEMENTED: dict[str, Backend] = {"cpu": cpu, "cuda": cuda, "triton": triton, "torch": chunked}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +107,9 @@ def _fastest(function: str, dictionary: Dictionary, h: torch.Tensor) -> Backend:
         if _objection(module, function, dictionary, h) is None and module.reservation(dictionary, h.device) is None
     )
     first = next(willing)
-    if first is cuda and not architectures.preferred(dictionary, h.device):
+    if first.NAME == "cuda" and not architectures.preferred(dictionary, h.device):
         second = next(willing)
-        return second if second is triton else first
+        return second if second.NAME == "triton" else first
     return first
 
 

@@ -12,7 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..bits import signed
 from ..dictionary import Dictionary
 from ..errors import Disagreement
-from ..options import BACKENDS, DTYPES, KINDS, PRIORS, ROWS, BackendName, Prior, Rows
+from ..options import BACKENDS, DTYPES, KINDS, PRIORS, ROWS
 from .collectives import Ranks
 
 FUNCTIONS = ("cplearn_loss", "mean_assignment", "assign")
@@ -25,14 +25,14 @@ class Call:
     """The arguments of one rank's call. All but `rows` (if sharded) and `need_grad` are the same on every rank."""
 
     function: str
-    backend: BackendName
+    backend: str
     dictionary: Dictionary
     dtype: torch.dtype
-    layout: Rows
+    layout: str
     rows: int
     temperature: float = 1.0
     beta: float = 1.0
-    prior: Prior = "reverse_kl"
+    prior: str = "reverse_kl"
     prior_probs: torch.Tensor | None = None
     top_k: int = 1
     need_grad: bool = False

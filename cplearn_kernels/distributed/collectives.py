@@ -95,10 +95,10 @@ class Ranks:
         numbers = [self._calls, *numbers]
         if self._on_cpu:
             # Everyone to everyone, in one hop: gloo's all-gather is a ring and takes world - 1.
-            everyones = self.exchange([[torch.tensor(numbers)]] * self.world)
+            received = self.exchange([[torch.tensor(numbers)]] * self.world)
         else:
-            everyones = self.gather(torch.tensor(numbers, device=device))()
-        calls, *everyones = zip(*everyones.tolist(), strict=True)
+            received = self.gather(torch.tensor(numbers, device=device))()
+        calls, *everyones = zip(*received.tolist(), strict=True)
         if len(set(calls)) > 1:
             self._raise_out_of_step(calls)
         return list(zip(*everyones, strict=True))
@@ -144,7 +144,8 @@ class Ranks:
 
     def _movable(self, tensor: torch.Tensor) -> torch.Tensor:
         """`tensor`, on the CPU if it is on a GPU whose backend is gloo, which exchanges CPU tensors alone."""
-        if tensor.device.type == "cpu" or self._group()._get_backend(tensor.device).name() != "gloo":
+        group: Any = self._group()
+        if tensor.device.type == "cpu" or group._get_backend(tensor.device).name() != "gloo":
             return tensor
         return tensor.cpu()
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from ..options import Group
+from ..validation import check_rows
 from .collectives import Ranks
 
-WORLD = "world"
+_T = TypeVar("_T")
+
+WORLD: Final = "world"
 
 _ranks: weakref.WeakKeyDictionary[dist.ProcessGroup, Ranks] = weakref.WeakKeyDictionary()
 
@@ -36,7 +41,7 @@ def check_kind(process_group: object) -> None:
         )
 
 
-def check(process_group: Group) -> None:
+def check_usable(process_group: Group) -> None:
     """`check_kind`, and that the group can be used now.
 
     Raises:
@@ -63,19 +68,33 @@ def name_of(process_group: Group) -> str:
 
 def named(name: str) -> Ranks:
     """The ranks of the group that `name_of` named."""
-    check(WORLD)
+    check_usable(WORLD)
     if name == WORLD:
         return of(WORLD)
     try:
-        return of(torch._C._distributed_c10d._resolve_process_group(name))
+        group: Any = name
+        return of(torch._C._distributed_c10d._resolve_process_group(group))
     except RuntimeError:
         raise ValueError(f"process_group: there is no group {name!r} (any more), expected an initialised one") from None
 
 
 def of(process_group: Group) -> Ranks:
     """The ranks of a group ("world": of the default group), the same object in every call."""
-    if process_group == WORLD:
-        process_group = dist.group.WORLD
-    if process_group not in _ranks:
-        _ranks[process_group] = Ranks(process_group)
-    return _ranks[process_group]
+    group: Any = dist.group.WORLD if process_group == WORLD else process_group
+    if group not in _ranks:
+        _ranks[group] = Ranks(group)
+    return _ranks[group]
+
+
+def checked(check: Callable[[], _T], process_group: Group, rows: str) -> _T:
+    """What `check()` returns; with a process group its error is reported to the ranks that wait for this one."""
+    if process_group is None or torch.compiler.is_compiling():
+        check_rows(rows)
+        return check()
+    check_usable(process_group)
+    try:
+        check_rows(rows)
+        return check()
+    except BaseException:
+        with of(process_group).call():
+            raise

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from ..backends.interface import Backend, LossResult, Shard
 from ..backends.results import best_of, loss_terms, no_gradients
-from ..dictionary import CodeRange, Dictionary
-from ..options import Prior, Rows, result_dtype
+from ..dictionary import Dictionary
+from ..options import result_dtype
 from .argument_check import Call, check_arguments
 from .collectives import Ranks
+from .ranges import CodeRange, code_range, code_ranges
 from .rows import RowsOfRanks, padded
 
 # Up to so many ranks, every rank's best logits and sums are no more to send than a maximum and a sum over ranks.
@@ -31,25 +32,6 @@ _FEW_RANKS = 3
 # Low bits of a logit's key that hold the rank; those of a float32 widened to float64 are zero.
 _RANK_BITS = 16
 _MAGNITUDE = torch.iinfo(torch.int64).max
-
-
-def code_ranges(dictionary: Dictionary, world: int) -> list[CodeRange | None]:
-    """The codes cut into contiguous ranges of whole blocks, one per rank, as equal as blocks allow; None: no codes."""
-    return [code_range(dictionary, rank, world) for rank in range(world)]
-
-
-def code_range(dictionary: Dictionary, rank: int, world: int) -> CodeRange | None:
-    """The range of one rank, see `code_ranges`."""
-    blocks = -(-dictionary.num_codes // dictionary.block_size)
-    start, stop = (min(r * blocks // world * dictionary.block_size, dictionary.num_codes) for r in (rank, rank + 1))
-    return CodeRange(dictionary, start, stop) if start < stop else None
-
-
-def largest_range(dictionary: Dictionary, world: int) -> CodeRange:
-    """The most that a rank works on: what the backend of all ranks has to serve."""
-    last = code_range(dictionary, world - 1, world)
-    assert last is not None, "the last rank has the blocks that are left over"
-    return last
 
 
 def cplearn_loss(
@@ -60,10 +42,10 @@ def cplearn_loss(
     dictionary: Dictionary,
     temperature: float,
     beta: float,
-    prior: Prior,
+    prior: str,
     prior_probs: Tensor | None,
     need_grad: bool,
-    layout: Rows,
+    layout: str,
 ) -> LossResult:
     """The loss of all ranks' rows: (loss, invariance, prior, grad1, grad2), the gradients those of this rank's rows."""
     call = Call("cplearn_loss", backend.NAME, dictionary, h1.dtype, layout, h1.shape[0], temperature, beta, prior,
@@ -82,7 +64,7 @@ def cplearn_loss(
 
 
 def mean_assignment(
-    ranks: Ranks, backend: Backend, h: Tensor, dictionary: Dictionary, temperature: float, layout: Rows
+    ranks: Ranks, backend: Backend, h: Tensor, dictionary: Dictionary, temperature: float, layout: str
 ) -> tuple[Tensor, Tensor]:
     """(p̄ of all ranks' rows, all of it on every rank; the factor that a gradient of this rank's rows misses)."""
     call = Call("mean_assignment", backend.NAME, dictionary, h.dtype, layout, h.shape[0], temperature)
@@ -99,7 +81,7 @@ def mean_assignment(
 
 
 def assign(
-    ranks: Ranks, backend: Backend, h: Tensor, dictionary: Dictionary, top_k: int, layout: Rows
+    ranks: Ranks, backend: Backend, h: Tensor, dictionary: Dictionary, top_k: int, layout: str
 ) -> tuple[Tensor, Tensor]:
     """(scores, codes) of this rank's rows, best first, equal scores by index; each rank looks through its own codes."""
     call = Call("assign", backend.NAME, dictionary, h.dtype, layout, h.shape[0], top_k=top_k)
@@ -201,9 +183,7 @@ class _NoCodes:
         h = self._views[0]
         return h.new_empty(0, dtype=result_dtype(h))
 
-    def code_sums(
-        self, beta: float, prior: str, prior_probs: Tensor | None, need_grad: bool
-    ) -> tuple[Tensor, Tensor]:
+    def code_sums(self, beta: float, prior: str, prior_probs: Tensor | None, need_grad: bool) -> tuple[Tensor, Tensor]:
         return self._best.new_zeros(self.ROW_SCALARS, self._best.shape[0]), self._best.new_zeros(())
 
     def gradients(self, scalars: Tensor) -> Tensor:

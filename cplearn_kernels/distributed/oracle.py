@@ -32,10 +32,10 @@ class _Times(torch.autograd.Function):
     """The same values, the gradient times a number; differentiable any number of times."""
 
     @staticmethod
-    def forward(ctx: Any, h: torch.Tensor, factor: float) -> torch.Tensor:  # type: ignore[override]
+    def forward(ctx: Any, h: torch.Tensor, factor: float) -> torch.Tensor:
         ctx.factor = factor
         return h.view_as(h)
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None]:
         return upstream * ctx.factor, None

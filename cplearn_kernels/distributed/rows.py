@@ -6,14 +6,13 @@ from collections.abc import Callable
 
 import torch
 
-from ..options import Rows
 from .collectives import Ranks
 
 
 class RowsOfRanks:
     """Which rows are whose: the rows of all ranks one after the other, or the same ones on every rank."""
 
-    def __init__(self, ranks: Ranks, counts: list[int], layout: Rows):
+    def __init__(self, ranks: Ranks, counts: list[int], layout: str):
         self._ranks, self._counts, self._sharded = ranks, counts, layout == "sharded"
 
     def gather(self, h: torch.Tensor) -> Callable[[], torch.Tensor]:

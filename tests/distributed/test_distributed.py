@@ -14,7 +14,8 @@ from processes import Pool
 import cplearn_kernels as cpk
 from cplearn_kernels import ops
 from cplearn_kernels.backends.cuda import functions as cuda
-from cplearn_kernels.distributed.loss import code_ranges, merge_row_sums
+from cplearn_kernels.distributed.loss import merge_row_sums
+from cplearn_kernels.distributed.ranges import code_ranges
 
 WORLDS = (1, 2, 3, 4)
 BACKENDS = ("cpu", "torch", "reference")

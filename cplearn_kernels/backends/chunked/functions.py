@@ -155,5 +155,3 @@ def _probabilities(scaled: Tensor, dictionary: Dictionary) -> Iterator[tuple[int
     sums = RowSums(scaled, dictionary)
     for start, stop, codes in chunks(scaled, dictionary):
         yield start, stop, codes, (scaled @ codes - sums.best[:, None]).exp_() / (1 + sums.others)[:, None]
-
-

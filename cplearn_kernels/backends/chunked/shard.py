@@ -72,9 +72,7 @@ class Shard:
                 mean[start:stop] = (self._lead(codes).exp_() / (1 + self._others)[:, None]).mean(0)
             return mean
 
-    def code_sums(
-        self, beta: float, prior: str, prior_probs: Tensor | None, need_grad: bool
-    ) -> tuple[Tensor, Tensor]:
+    def code_sums(self, beta: float, prior: str, prior_probs: Tensor | None, need_grad: bool) -> tuple[Tensor, Tensor]:
         """(scalars `(ROW_SCALARS, 2 n)`, prior): this range's share of the sums over codes, to be added over ranges.
 
         The first scalar is `sum_j p_ij log(c p'_ij)`, p' of the same image's other view; the prior is both views'.
@@ -180,9 +178,7 @@ class _BestCodes:
             weights.scatter_(1, column, weights.gather(1, column).masked_fill(here[:, None], 0))
 
 
-def _prior_chunk(
-    log_p: Tensor, p: Tensor, prior: str, q: Tensor | None, total_codes: int
-) -> tuple[Tensor, Tensor]:
+def _prior_chunk(log_p: Tensor, p: Tensor, prior: str, q: Tensor | None, total_codes: int) -> tuple[Tensor, Tensor]:
     """One chunk's share of both views' prior terms, and the weights `p_ij g_j`; `log_p`, `p` are (2, n, chunk)."""
     rows = p.shape[1]
     log_uniform = -math.log(total_codes)
@@ -193,8 +189,8 @@ def _prior_chunk(
         return (mean * g).sum(), p * g[:, None, :]
     # p_ij g_j = -q_j exp(log p_ij - log mean_j), never through g = -q / mean, which overflows on aligned codes.
     log_mean = torch.logsumexp(log_p, 1) - math.log(rows)
-    q = math.exp(log_uniform) if q is None else q
-    return -(q * log_mean).sum(), -q * (log_p - log_mean[:, None, :]).exp()
+    weight = math.exp(log_uniform) if q is None else q
+    return -(weight * log_mean).sum(), -weight * (log_p - log_mean[:, None, :]).exp()
 
 
 def _partner(rows: Tensor) -> Tensor:

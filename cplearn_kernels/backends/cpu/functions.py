@@ -17,10 +17,9 @@ from .. import interface, sign_codes
 from ..arguments import address, as_float32, prior_as_float32
 from ..results import with_nan_rows
 from . import launch
-from .launch import call, codes_of, targets, use_target
-from .shard import Shard
-
-__all__ = ["Shard", "targets", "use_target"]  # of other files; the rest is here
+from .launch import call, codes_of, targets
+from .launch import use_target as use_target
+from .shard import Shard as Shard
 
 NAME = "cpu"
 FUNCTIONS, DICTIONARIES, DTYPES = interface.FUNCTIONS, KINDS, sign_codes.DTYPES

@@ -15,8 +15,9 @@ from .. import sign_codes
 from ..arguments import address
 
 try:
-    from ... import _core as core
+    from ... import _core
 
+    core: Any = _core
     missing = ""
 except ImportError as error:
     core, missing = None, str(error)

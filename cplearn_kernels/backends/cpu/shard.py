@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-
 from typing import Any
 
 import torch
@@ -52,9 +51,7 @@ class Shard:
         )  # fmt: skip
         return out
 
-    def code_sums(
-        self, beta: float, prior: str, prior_probs: Tensor | None, need_grad: bool
-    ) -> tuple[Tensor, Tensor]:
+    def code_sums(self, beta: float, prior: str, prior_probs: Tensor | None, need_grad: bool) -> tuple[Tensor, Tensor]:
         h1, h2 = self._views
         n, prior_probs = h1.shape[0], prior_as_float32(prior_probs)
         size = launch.core.shard_size(self._target, self._codes, n) if need_grad else 0

@@ -22,10 +22,9 @@ from .. import interface, sign_codes
 from ..arguments import address, as_float32, prior_as_float32
 from ..results import best_of_chunks, with_nan_rows
 from . import architectures, launch
-from .launch import call, emulated
-from .shard import Shard
-
-__all__ = ["Shard", "emulated"]  # of other files; the rest is here
+from .launch import call
+from .launch import emulated as emulated
+from .shard import Shard as Shard
 
 NAME = "cuda"
 FUNCTIONS, DICTIONARIES, DTYPES = interface.FUNCTIONS, KINDS, sign_codes.DTYPES

@@ -22,7 +22,7 @@ from ..arguments import address
 try:
     from ... import _core
 
-    built = getattr(_core, "cuda", None)
+    built: Any = getattr(_core, "cuda", None)
     missing = None if built else f"the compiled core was built without CUDA: {_core.without_cuda}"
 except ImportError as error:
     built, missing = None, f"the compiled core cannot be imported: {error}"

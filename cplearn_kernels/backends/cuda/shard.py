@@ -55,9 +55,7 @@ class Shard:
         )  # fmt: skip
         return out
 
-    def code_sums(
-        self, beta: float, prior: str, prior_probs: Tensor | None, need_grad: bool
-    ) -> tuple[Tensor, Tensor]:
+    def code_sums(self, beta: float, prior: str, prior_probs: Tensor | None, need_grad: bool) -> tuple[Tensor, Tensor]:
         (n, f), device = self._views[0].shape, self._views[0].device
         scalars = torch.empty(self.ROW_SCALARS, 2 * n, dtype=torch.float64, device=device)
         prior_sum = torch.empty((), dtype=torch.float64, device=device)

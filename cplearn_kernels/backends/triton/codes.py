@@ -61,12 +61,12 @@ class Codes:
     @property
     def transformed(self) -> bool:
         """Whether products are transforms of whole blocks."""
-        return self.kind == KRONECKER.value
+        return bool(self.kind == KRONECKER.value)
 
     @property
     def given(self) -> bool:
         """Whether the bits of the codes lie in memory."""
-        return self.kind == PACKED.value
+        return bool(self.kind == PACKED.value)
 
     @property
     def form(self) -> str:

@@ -7,7 +7,6 @@ Nothing here waits for the device, so that calls can be captured in a CUDA graph
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import triton
@@ -132,10 +131,8 @@ class Batch(Pieces):
                 )  # fmt: skip
         return self._at_best
 
-    def columns(
-        self, start: int, length: int, mode: int, prior_probs: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(slopes, prior) of a span, see kernels/rows.finish_columns: (views, length) and the prior term's float64 sum."""
+    def columns(self, start: int, length: int, mode: int, prior_probs: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(slopes, prior) of a span, see rows.finish_columns: (views, length), and the float64 sum of the prior term."""
         slopes = self.empty(self.views, length)
         prior = [self._column_piece(slopes, start, piece, mode, prior_probs) for piece in self.pieces(start, length)]
         return slopes, torch.stack(prior).sum()

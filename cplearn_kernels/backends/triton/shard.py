@@ -54,9 +54,7 @@ class Shard:
     def mean_assignment(self) -> Tensor:
         return self._batch.mean_assignment()
 
-    def code_sums(
-        self, beta: float, prior: str, prior_probs: Tensor | None, need_grad: bool
-    ) -> tuple[Tensor, Tensor]:
+    def code_sums(self, beta: float, prior: str, prior_probs: Tensor | None, need_grad: bool) -> tuple[Tensor, Tensor]:
         mode, prior_probs = _MODES[prior], prior_as_float32(prior_probs)
         batch = self._batch
         state, prior_terms = batch.empty_state(), []

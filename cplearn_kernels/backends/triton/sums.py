@@ -1,4 +1,4 @@
-"""Sums of weighted codes over all codes for a `Batch`: which kernels of kernels/weighted_sums.py run, on what pieces."""
+"""Sums of weighted codes over all codes for a `Batch`: which kernels of weighted_sums.py run, on what pieces."""
 
 from __future__ import annotations
 
@@ -76,9 +76,7 @@ def _merge(batch: Batch, sums: Tensor, parts: Tensor, weights: Weights, first: b
         )
 
 
-def _add_in_registers(
-    batch: Batch, sums: Tensor, start: int, length: int, slopes: Tensor, weights: Weights
-) -> None:
+def _add_in_registers(batch: Batch, sums: Tensor, start: int, length: int, slopes: Tensor, weights: Weights) -> None:
     kernel = "weighted_codes_given" if weights.given is not None else "weighted_codes_one"
     if weights.of_both_views:
         kernel = "weighted_codes"
@@ -123,9 +121,9 @@ def _add_grouped(batch: Batch, sums: Tensor, start: int, length: int, slopes: Te
             kernels.chunk_weights[(batch.n_pad // making.rows, chunk // tile)](
                 batch.high, batch.low, batch.rows, batch.code, slope, prior, x_high, x_low, scales, table, codes.words,
                 batch.total, batch.n_pad, first, count, stride, chunk, 1.0 / codes.total_codes, weights.beta,
-                weights.beta / LOG2_E,
-                batch.n, codes.num_codes, PAIR=batch.views == 2, MODE=weights.mode, GIVEN_PRIOR=weights.prior_probs is not None,
-                BM=making.rows, BN=tile, GROUPS=codes.groups, **launch_options(making),
+                weights.beta / LOG2_E, batch.n, codes.num_codes, PAIR=batch.views == 2, MODE=weights.mode,
+                GIVEN_PRIOR=weights.prior_probs is not None, BM=making.rows, BN=tile, GROUPS=codes.groups,
+                **launch_options(making),
             )  # fmt: skip
             kernels.weighted_chunk[(row_tiles, codes.groups, splits)](
                 x_high, x_low, scales, parts, table, codes.words, batch.total, count, chunk, per_split,

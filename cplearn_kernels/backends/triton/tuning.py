@@ -19,8 +19,17 @@ from typing import Any
 import torch
 
 TABLE = Path(__file__).with_suffix(".json")
-KERNELS = ("best_codes", "column_sums", "row_sums", "weighted_codes", "weighted_codes_one", "weighted_codes_given", "chunk_weights",
-           "weighted_chunk", "probabilities")  # fmt: skip
+KERNELS = (
+    "best_codes",
+    "column_sums",
+    "row_sums",
+    "weighted_codes",
+    "weighted_codes_one",
+    "weighted_codes_given",
+    "chunk_weights",
+    "weighted_chunk",
+    "probabilities",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,14 @@ import pytest
 import torch
 from cases import embeddings, make_dictionary, one_thread, same_bits  # noqa: F401
 from oracle import (
-    FEW_FEATURES, GRADIENT_TOLERANCE, REGIMES, LossOracle, check_loss, make_case, prior_probs, relative_error,
+    FEW_FEATURES,
+    GRADIENT_TOLERANCE,
+    REGIMES,
+    LossOracle,
+    check_loss,
+    make_case,
+    prior_probs,
+    relative_error,
     signs_dictionary,
 )  # fmt: skip
 from shards import loss_by_shards, mean_assignment_by_shards
@@ -19,8 +26,8 @@ from cplearn_kernels import DenseDictionary, default_temperature, reference
 from cplearn_kernels.backends.cuda import functions as cuda
 from cplearn_kernels.backends.cuda import launch
 from cplearn_kernels.backends.cuda import shard as cuda_shard
-from cplearn_kernels.dictionary import CodeRange
-from cplearn_kernels.distributed.loss import code_ranges, merge_row_sums
+from cplearn_kernels.distributed.loss import merge_row_sums
+from cplearn_kernels.distributed.ranges import CodeRange, code_ranges
 
 LABEL = "cuda, ranges of codes"
 # Tiles of 1 to 256 threads and stored ones, blocks of few features among them; 129 features of 250 codes are one block

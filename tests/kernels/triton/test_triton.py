@@ -28,10 +28,13 @@ from cplearn_kernels import reference
 pytest.importorskip("triton")
 from cplearn_kernels.backends import select  # noqa: E402
 from cplearn_kernels.backends.triton import functions as triton_backend  # noqa: E402
-from cplearn_kernels.backends.triton import pieces, sums  # noqa: E402
-from cplearn_kernels.backends.triton import tuning  # noqa: E402
-from cplearn_kernels.backends.triton.batch import Batch  # noqa: E402
+from cplearn_kernels.backends.triton import (  # noqa: E402
+    pieces,
+    sums,
+    tuning,  # noqa: E402
+)
 from cplearn_kernels.backends.triton.codes import codes_of  # noqa: E402
+from cplearn_kernels.backends.triton.launches import Batch  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROW_FUNCTIONS = ("projector_softmax", "projector_logsumexp", "expected_code", "mean_assignment")

@@ -14,9 +14,9 @@ from test_triton import DEVICE, short_pieces  # noqa: F401
 
 from cplearn_kernels import DenseDictionary, HadamardDictionary, default_temperature, reference
 from cplearn_kernels.backends.triton import functions as triton_backend
-from cplearn_kernels.backends.triton.batch import Batch
 from cplearn_kernels.backends.triton.codes import codes_of
-from cplearn_kernels.dictionary import CodeRange
+from cplearn_kernels.backends.triton.launches import Batch
+from cplearn_kernels.distributed.ranges import CodeRange
 
 LABEL = "triton, ranges of codes"
 # Blocks transformed, with padding; blocks taken code by code, small ones with equal codes in several ranges among them;

@@ -6,7 +6,8 @@ that own codes one per split of the rows; rows.py adds the parts up in a fixed o
 that two programs share, so results do not depend on scheduling.
 
 Rows of the batch come as two float16 halves (R, K), view 2 after view 1, `n_pad` rows each, and as rows of constants,
-float32 (_, R), by the names in constants.py. With `s` the logit in powers of two, `d = s - best` and `u = d + SHIFT = log2(c p)`.
+float32 (_, R), by the names in constants.py. With `s` the logit in powers of two, `d = s - best` and
+`u = d + SHIFT = log2(c p)`.
 The codes may be a range of a dictionary's c codes: `best` and the constants are then those of all c, and a row whose
 best code lies outside of the range has the code -1, which no column equals.
 """

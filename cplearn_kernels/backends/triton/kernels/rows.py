@@ -3,8 +3,8 @@
 Names and layouts are those of passes.py. What decides digits is float64: these kernels touch each row, code or
 partial sum once.
 
-A row's sums over the codes are rows of a float64 matrix (4, views * n), by the names in constants.py, without padding: over the
-codes of a range, until the ranks that share the codes have added theirs.
+A row's sums over the codes are rows of a float64 matrix (4, views * n), by the names in constants.py, without padding:
+over the codes of a range, until the ranks that share the codes have added theirs.
 """
 
 import triton
@@ -12,13 +12,15 @@ import triton.language as tl
 
 from . import sign_bits as bits
 from . import tiles
+
+# isort: off
 from .constants import (
     BEST, BEST_WEIGHT, CENTRE, CENTRE_SUM, CROSS_ENTROPY, CROSS_TERM, EXPECTED, INVERSE_SUM, KRONECKER, LN_2, LOG2_E,
     REVERSE_KL, SCALE, SHIFT, TARGET, TARGET_SUM,
 )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["factor_1", "factor_2"])
+# isort: on
 def prepare_rows(h1, h2, coordinates, high, low, rows, n_pad, total, row_stride_1, stride_1, row_stride_2, stride_2,
                  factor_1, factor_2, K, BLOCK: tl.constexpr):  # fmt: skip
     """`factor * h` of each view as two float16 halves in the order of `coordinates`, and the SCALE to undo it.

@@ -41,9 +41,7 @@ def _tile_weights(s_a, s_b, tile, rows, best, slopes, prior, total, row_a, row_b
         mask = inside[None, :] & (at < num_rows)
         at = at.to(tl.int64) * num_codes + start + column[None, :]
         p = tl.load(slopes + at, mask=mask, other=0.0)
-        x_a = p * (
-            tl.load(prior + at, mask=mask, other=0.0) - passes.constant(rows, CENTRE, total, row_a, BM)[:, None]
-        )
+        x_a = p * (tl.load(prior + at, mask=mask, other=0.0) - passes.constant(rows, CENTRE, total, row_a, BM)[:, None])
         x_b = x_a
     else:
         p_a, u_a = passes.probability(s_a, rows, total, row_a, BM)
@@ -117,8 +115,8 @@ def weighted_codes(high, low, rows, best, slopes, prior, sums_out, table, words,
             s_a, s_b = passes.logits(high, low, row_a, row_b, operand, left, right, table, words, PAIR, BM, BN, A, K, 1,
                                KRONECKER)  # fmt: skip
         x_a, x_b = _tile_weights(s_a, s_b, tile, rows, best, slopes, prior, total, row_a, row_b, start, span,
-                                 slope_stride, column, uniform, beta, beta_ln2, num_rows, num_codes, MODE, GIVEN_PRIOR, BM,
-                                 BN)  # fmt: skip
+                                 slope_stride, column, uniform, beta, beta_ln2, num_rows, num_codes, MODE, GIVEN_PRIOR,
+                                 BM, BN)  # fmt: skip
         if KRONECKER:
             sum_a += tiles.kronecker_back(x_a, operand, left, right, BM, A, BN // A)
             if BOTH:
