@@ -29,7 +29,7 @@ class Dictionary:
         weight: the `(f, c)` matrix of a dense dictionary, else None.
         signs: the matrix of a dense dictionary whose entries are all ±1, packed to bits, else None: int32 of shape
             `(c, ceil(f / 32))`, bit k mod 32 of word k div 32 set where coordinate k is -1.
-        first_code, total_codes: 0 and c; for a range of codes where it begins and how many codes the whole dictionary has.
+        first_code, total_codes: 0 and c; for a range of codes where it begins, and c of the whole dictionary.
     """
 
     kind: Kind

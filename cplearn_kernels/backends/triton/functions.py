@@ -139,7 +139,7 @@ def expected_code(h: Tensor, dictionary: Dictionary, temperature: float) -> Tens
 
 
 def expected_code_backward(upstream: Tensor, h: Tensor, dictionary: Dictionary, temperature: float) -> Tensor:
-    """The mean of v over a row is `upstream_i · B_i`; its part without the row's best code is found from B without it."""
+    """The mean of v over a row is `upstream_i · B_i`; its part without the row's best code comes from B without it."""
     batch = _batch([h, upstream.to(torch.float32)], dictionary, temperature, second_factor=1.0)
     batch.code.fill_(-1)
     batch.find_best(view=0)

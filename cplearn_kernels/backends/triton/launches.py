@@ -132,7 +132,7 @@ class Batch(Pieces):
         return self._at_best
 
     def columns(self, start: int, length: int, mode: int, prior_probs: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(slopes, prior) of a span, see rows.finish_columns: (views, length), and the float64 sum of the prior term."""
+        """(slopes, prior) of a span, see rows.finish_columns: (views, length), and the float64 sum of the prior."""
         slopes = self.empty(self.views, length)
         prior = [self._column_piece(slopes, start, piece, mode, prior_probs) for piece in self.pieces(start, length)]
         return slopes, torch.stack(prior).sum()

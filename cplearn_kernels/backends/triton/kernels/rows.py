@@ -18,9 +18,10 @@ from .constants import (
     BEST, BEST_WEIGHT, CENTRE, CENTRE_SUM, CROSS_ENTROPY, CROSS_TERM, EXPECTED, INVERSE_SUM, KRONECKER, LN_2, LOG2_E,
     REVERSE_KL, SCALE, SHIFT, TARGET, TARGET_SUM,
 )  # fmt: skip
-
-
 # isort: on
+
+
+@triton.jit(do_not_specialize=["factor_1", "factor_2"])
 def prepare_rows(h1, h2, coordinates, high, low, rows, n_pad, total, row_stride_1, stride_1, row_stride_2, stride_2,
                  factor_1, factor_2, K, BLOCK: tl.constexpr):  # fmt: skip
     """`factor * h` of each view as two float16 halves in the order of `coordinates`, and the SCALE to undo it.
