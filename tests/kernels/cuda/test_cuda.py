@@ -1,4 +1,4 @@
-"""Tests of the CUDA backend: bits, agreement with the oracle, memory, bad input. In emulation without a GPU.
+"""Tests of the CUDA backend: bits, accuracy against the oracle, memory, bad input. In emulation without a GPU.
 
 In emulation the kernel sources run under the thread model of tests/cuda_emulation, which fails a test that reads shared
 memory no barrier separates from its write, waits at a barrier that others never reach, or reads what nobody wrote.
@@ -79,7 +79,7 @@ def test_codes_with_large_indices(kind, f):
     assert torch.equal(scores[0].cpu(), dictionary.to_dense(first, 1 << 30)[f // 2])
 
 
-# ---- agreement with the oracle ---------------------------------------------------------------------------------------------
+# ---- accuracy against the oracle ---------------------------------------------------------------------------------------------
 
 # Odd sizes on both sides of every edge: every size of a Hadamard block, one word, one group of coordinates, one tile of
 # codes, one block of rows, and one row.

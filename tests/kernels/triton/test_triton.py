@@ -1,4 +1,4 @@
-"""Tests of the Triton backend: bits, agreement with the oracle, spans, bad input. In the interpreter without a GPU."""
+"""Tests of the Triton backend: bits, accuracy against the oracle, spans, bad input. In the interpreter without a GPU."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_scores_of_unit_vectors_are_the_codes_exactly(kind, f, c):
     assert torch.equal(scores.cpu(), dictionary.to_dense()[coordinates].cpu())
 
 
-# ---- agreement with the oracle ---------------------------------------------------------------------------------------------
+# ---- accuracy against the oracle ---------------------------------------------------------------------------------------------
 
 # Odd sizes on both sides of every edge: one word, one group, one block, one tile of rows, one tile of codes. Small,
 # because the interpreter spends milliseconds on each program.

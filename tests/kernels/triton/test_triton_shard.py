@@ -41,7 +41,7 @@ def run_shards(dictionary, case, setting, world, need_grad=True):
     return *terms, tuple(g.cpu() for g in gradients) if need_grad else None
 
 
-# ---- agreement with the oracle ---------------------------------------------------------------------------------------
+# ---- accuracy against the oracle ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind, f, c, n, world", SHAPES)
@@ -96,7 +96,7 @@ def test_rows_aligned_with_their_codes(kind, f, conformance):
 
 
 def test_an_invariance_near_zero_keeps_its_digits():
-    """log c less the agreement: a float32 log c alone would be off by up to 5e-7."""
+    """log c less the cross term: a float32 log c alone would be off by up to 5e-7."""
     dictionary = make_dictionary("hadamard", 200, 700)
     case = make_case(dictionary, 3, "l2")
     aligned = (dictionary.to_dense()[:, [3, 400, 699]].T / math.sqrt(200)).contiguous()
