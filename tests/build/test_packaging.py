@@ -1,4 +1,4 @@
-"""Tests of setup.py, pyproject.toml, MANIFEST.in and csrc/: what wheel and sdist hold, and that no torch header is used.
+"""Tests of setup.py, pyproject.toml, MANIFEST.in and csrc/: what wheel and sdist hold, and that no torch header is in.
 
 Both are built here without build isolation, because an isolated build needs a network; in a copy of the sources, so
 that the checkout stays as it is; and without optimisation, which would take twice as long.

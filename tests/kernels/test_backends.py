@@ -27,7 +27,7 @@ SUPPORT = Path(__file__).resolve().parents[1] / "support"
 H = embeddings(2, 64)[0]
 
 
-# ---- what runs here ----------------------------------------------------------------------------------------------------
+# ---- what runs here --------------------------------------------------------------------------------------------------
 
 
 def test_backends_lists_every_name():
@@ -68,7 +68,7 @@ def test_a_core_that_is_missing_is_explained(monkeypatch):
         cpk.assign(H, dictionary, backend="cpu")
 
 
-# ---- who serves a call ---------------------------------------------------------------------------------------------------
+# ---- who serves a call -----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(
     "function, kind, h, chosen",
@@ -122,7 +122,7 @@ def test_few_features_go_to_the_torch_backend_unless_cpu_is_named():
     assert select("cpu", "cplearn_loss", make_dictionary("hadamard", 16, 50), h).NAME == "cpu"
 
 
-# ---- instruction sets ------------------------------------------------------------------------------------------------------
+# ---- instruction sets ------------------------------------------------------------------------------------------------
 
 
 def fast_results(n, f, c, kind="hadamard"):
@@ -172,7 +172,7 @@ def test_targets_are_restored():
     assert cpu.description() == before
 
 
-# ---- determinism -------------------------------------------------------------------------------------------------------------
+# ---- determinism -----------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -222,7 +222,7 @@ def test_a_dense_dictionary_of_signs_gives_the_bits_of_the_generated_one(f, c):
         assert torch.equal(first, second)
 
 
-# ---- memory --------------------------------------------------------------------------------------------------------------------
+# ---- memory ----------------------------------------------------------------------------------------------------------
 
 MEASURE = """
 import json, sys

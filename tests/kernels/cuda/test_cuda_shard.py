@@ -61,7 +61,7 @@ def check_shards(conformance, dictionary, case, settings, world):
         check_loss(conformance, LABEL, oracle, setting, loss, gradients, torch.float32)
 
 
-# ---- accuracy against the oracle ---------------------------------------------------------------------------------------
+# ---- accuracy against the oracle -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind, f, c, n, world", SHAPES)

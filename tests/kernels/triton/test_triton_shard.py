@@ -41,7 +41,7 @@ def run_shards(dictionary, case, setting, world, need_grad=True):
     return *terms, tuple(g.cpu() for g in gradients) if need_grad else None
 
 
-# ---- accuracy against the oracle ---------------------------------------------------------------------------------------
+# ---- accuracy against the oracle -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind, f, c, n, world", SHAPES)
