@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import tuning
 from .codes import Codes
-from .kernels import constants, passes
+from .kernels import constants, passes, weighted_sums
 from .kernels import rows as kernels
 from .pieces import Pieces
 
@@ -223,7 +223,7 @@ class Batch(Pieces):
         """Writes `factor * (sums + share * w_best)` to `out`, an `(n, f)` float32 array per view."""
         codes = self.codes
         with self.on_device():
-            kernels.finish_sums[(self.n, len(out))](
+            weighted_sums.finish_sums[(self.n, len(out))](
                 sums, share, self.code, codes.positions, out[0], out[-1], codes.packed, codes.packed.shape[1],
                 codes.first_index, *codes.keys, self.n_pad, codes.num_features, codes.width, factor, F=codes.block,
                 KIND=codes.kind, BLOCK=triton.next_power_of_2(codes.num_features),

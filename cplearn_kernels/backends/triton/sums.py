@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .kernels import constants, rows
+from .kernels import constants
 from .kernels import weighted_sums as kernels
 from .launches import LOG2_E, Batch, launch_options
 from .pieces import cut, floor_power
@@ -71,7 +71,7 @@ def _merge(batch: Batch, sums: Tensor, parts: Tensor, weights: Weights, first: b
     rows_summed = batch.total if weights.of_both_views or batch.views == 1 else batch.n_pad
     elements = rows_summed * batch.codes.width
     with batch.on_device():
-        rows.merge_weighted[(triton.cdiv(elements, 1024),)](
+        kernels.merge_weighted[(triton.cdiv(elements, 1024),)](
             parts, sums, batch.total * batch.codes.width, elements, parts.shape[0], FIRST=first, BLOCK=1024
         )
 

@@ -1,4 +1,4 @@
-"""Triton kernels with O(n f) or O(c) work: preparing rows, adding partial results in order, constants, gradients out.
+"""Triton kernels with O(n f) or O(c) work: preparing rows, adding partial results in order, constants.
 
 Names and layouts are those of passes.py. What decides digits is float64: these kernels touch each row, code or
 partial sum once.
@@ -15,8 +15,8 @@ from . import tiles
 
 # isort: off
 from .constants import (
-    BEST, BEST_WEIGHT, CENTRE, CENTRE_SUM, CROSS_ENTROPY, CROSS_TERM, EXPECTED, INVERSE_SUM, KRONECKER, LN_2, LOG2_E,
-    REVERSE_KL, SCALE, SHIFT, TARGET, TARGET_SUM,
+    BEST, BEST_WEIGHT, CENTRE, CENTRE_SUM, CROSS_ENTROPY, CROSS_TERM, EXPECTED, INVERSE_SUM, LN_2, LOG2_E, REVERSE_KL,
+    SCALE, SHIFT, TARGET, TARGET_SUM,
 )  # fmt: skip
 # isort: on
 
@@ -271,40 +271,3 @@ def finish_row_sums(sums, others, code, at_best, rows, best_share, n, n_pad, tot
         share += beta * (p - p_partner)
     here = tl.load(code + row, mask=inside, other=-1) >= 0
     tl.store(best_share + row, tl.where(here, share, 0.0), mask=row < total)
-
-
-@triton.jit(do_not_specialize=["splits"])
-def merge_weighted(sums_in, sums, stride, elements, splits, FIRST: tl.constexpr, BLOCK: tl.constexpr):
-    """Adds the splits' sums of weighted codes, in order, in float64."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < elements
-    value = tl.zeros([BLOCK], tl.float64)
-    if not FIRST:
-        value = tl.load(sums + at, mask=inside, other=0.0)
-    for split in range(splits):
-        value += tl.load(sums_in + tl.cast(split, tl.int64) * stride + at, mask=inside, other=0.0).to(tl.float64)
-    tl.store(sums + at, value, mask=inside)
-
-
-@triton.jit(do_not_specialize=["first_index", "key0", "key1", "factor", "words"])
-def finish_sums(sums, best_share, code, positions, out_1, out_2, packed, words, first_index: tl.int64, key0, key1,
-                n_pad, f, K, factor, F: tl.constexpr, KIND: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """`factor * (sums + best_share * w_best)` in the order of the coordinates: float32 (n, f) per view.
-
-    Grid (n, views). A row without a best code here has the share 0: any code's signs will do.
-    """
-    row = tl.program_id(0)
-    view = tl.program_id(1)
-    at = view * n_pad + row
-    k = tl.arange(0, BLOCK)
-    inside = k < f
-    k = tl.where(inside, k, 0)
-    position = k
-    if KIND == KRONECKER:
-        position = tl.load(positions + k)
-    value = tl.load(sums + at.to(tl.int64) * K + position)
-    best = k * 0 + tl.maximum(tl.load(code + at), 0)
-    signs = bits.code_signs(best, k, positions, packed, words, first_index, key0, key1, F, KIND).to(tl.float64)
-    value = ((value + tl.load(best_share + at) * signs) * factor).to(tl.float32)
-    out = out_1 if view == 0 else out_2
-    tl.store(out + row.to(tl.int64) * f + k, value, mask=inside)

@@ -1,13 +1,14 @@
 """Triton kernels that sum codes with weights over all codes: gradients and the expected code.
 
-Conventions are those of passes.py. A row's best code is left out and added in float64 by rows.finish_sums:
+Conventions are those of passes.py. A row's best code is left out and added in float64 by `finish_sums`:
 near the optimum it is nearly all of the sum, and what counts is the small rest.
 """
 
 import triton
 import triton.language as tl
 
-from . import passes, tiles
+from . import constants, passes, tiles
+from . import sign_bits as bits
 from .constants import CENTRE, CENTRED, CROSS_ENTROPY, EXPECTED, GIVEN, REVERSE_KL, SCALE, SECOND, TARGET
 
 
@@ -189,3 +190,40 @@ def weighted_chunk(x_high, x_low, scales, sums_out, table, words, total, span, c
         sums += part * tl.load(scales + row.to(tl.int64) * num_tiles + tile)[:, None]
     at = (split.to(tl.int64) * total + row)[:, None] * (128 * GROUPS) + group * 128 + tl.arange(0, 128)[None, :]
     tl.store(sums_out + at, tl.load(sums_out + at) + sums)
+
+
+@triton.jit(do_not_specialize=["splits"])
+def merge_weighted(sums_in, sums, stride, elements, splits, FIRST: tl.constexpr, BLOCK: tl.constexpr):
+    """Adds the splits' sums of weighted codes, in order, in float64."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < elements
+    value = tl.zeros([BLOCK], tl.float64)
+    if not FIRST:
+        value = tl.load(sums + at, mask=inside, other=0.0)
+    for split in range(splits):
+        value += tl.load(sums_in + tl.cast(split, tl.int64) * stride + at, mask=inside, other=0.0).to(tl.float64)
+    tl.store(sums + at, value, mask=inside)
+
+
+@triton.jit(do_not_specialize=["first_index", "key0", "key1", "factor", "words"])
+def finish_sums(sums, best_share, code, positions, out_1, out_2, packed, words, first_index: tl.int64, key0, key1,
+                n_pad, f, K, factor, F: tl.constexpr, KIND: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """`factor * (sums + best_share * w_best)` in the order of the coordinates: float32 (n, f) per view.
+
+    Grid (n, views). A row without a best code here has the share 0: any code's signs will do.
+    """
+    row = tl.program_id(0)
+    view = tl.program_id(1)
+    at = view * n_pad + row
+    k = tl.arange(0, BLOCK)
+    inside = k < f
+    k = tl.where(inside, k, 0)
+    position = k
+    if KIND == constants.KRONECKER:
+        position = tl.load(positions + k)
+    value = tl.load(sums + at.to(tl.int64) * K + position)
+    best = k * 0 + tl.maximum(tl.load(code + at), 0)
+    signs = bits.code_signs(best, k, positions, packed, words, first_index, key0, key1, F, KIND).to(tl.float64)
+    value = ((value + tl.load(best_share + at) * signs) * factor).to(tl.float32)
+    out = out_1 if view == 0 else out_2
+    tl.store(out + row.to(tl.int64) * f + k, value, mask=inside)
