@@ -121,36 +121,38 @@ def _pass(kernel: str, form: str):
     import torch
 
     import cplearn_kernels as cpk
-    from cplearn_kernels.backends.triton import batch as triton_batch
+    from cplearn_kernels.backends.triton import launches
     from cplearn_kernels.backends.triton.codes import codes_of
-    from cplearn_kernels.backends.triton.kernels.constants import GIVEN, REVERSE_KL, SECOND
-    from cplearn_kernels.backends.triton.sums import weighted_codes
+    from cplearn_kernels.backends.triton.kernels import constants
+    from cplearn_kernels.backends.triton.sums import Weights, weighted_codes
+
+    REVERSE_KL, SECOND, GIVEN = (mode.value for mode in (constants.REVERSE_KL, constants.SECOND, constants.GIVEN))
 
     kronecker = form.startswith("kronecker")
     f = 1024 if form == "codes-grouped" else int(form.split("-")[1])
     n, c = 256, 1 << (20 if not kronecker else 21 if f < 4096 else 20)
     dictionary = (cpk.HadamardDictionary if kronecker else cpk.RademacherDictionary)(f, c)
     views = [torch.nn.functional.normalize(torch.randn(n, f, device="cuda")) for _ in range(2)]
-    factor = triton_batch.LOG2_E / cpk.default_temperature(f, c)
-    batch = triton_batch.Batch(views, codes_of(dictionary, views[0].device), [factor, factor])
+    factor = launches.LOG2_E / cpk.default_temperature(f, c)
+    batch = launches.Batch(views, codes_of(dictionary, views[0].device), [factor, factor])
     batch.find_best()
     state = batch.empty_state()
     slopes, _ = batch.columns(0, c, REVERSE_KL)
     batch.row_sums(state, 0, c, slopes, REVERSE_KL)
-    batch.add_agreement(state)
+    batch.add_cross_term(state)
     batch.finish_row_sums(state, 1.0)
     out = torch.empty(n, 1 << 16, device="cuda")
     both = 2 * n * c
-    few = triton_batch.Batch(views[:1], codes_of(type(dictionary)(f, 1 << 16), views[0].device), [factor])
+    few = launches.Batch(views[:1], codes_of(type(dictionary)(f, 1 << 16), views[0].device), [factor])
     given = torch.rand(n, 1 << 16, device="cuda")
     return {
         "best_codes": (batch.find_best, both),
         "column_sums": (lambda: batch.columns(0, c, REVERSE_KL), both),
         "row_sums": (lambda: batch.row_sums(state, 0, c, slopes, REVERSE_KL), both),
-        "weighted_codes_one": (lambda: weighted_codes(batch, SECOND, lambda *_: batch.rows), both // 2),
-        "weighted_codes_given": (lambda: weighted_codes(few, GIVEN, None, given=(given, given)), n << 16),
+        "weighted_codes_one": (lambda: weighted_codes(batch, Weights(SECOND, lambda *_: batch.rows)), both // 2),
+        "weighted_codes_given": (lambda: weighted_codes(few, Weights(GIVEN, given=(given, given))), n << 16),
         "probabilities": (lambda: batch.probabilities(out, 0, 1 << 16), n << 16),
-    }.get(kernel, (lambda: weighted_codes(batch, REVERSE_KL, lambda *_: slopes, 1.0), both))
+    }.get(kernel, (lambda: weighted_codes(batch, Weights(REVERSE_KL, lambda *_: slopes, 1.0)), both))
 
 
 def _time(run, rounds: int) -> float:

@@ -102,7 +102,7 @@ def test_ranges_of_codes():
 @pytest.mark.parametrize("world, counts", [(3, [1, 3, 5]), (4, [4, 4, 4, 4])])
 def test_ranges_are_those_of_the_library(world, counts):
     import cplearn_kernels as cpk
-    from cplearn_kernels.distributed.loss import code_ranges
+    from cplearn_kernels.distributed.ranges import code_ranges
 
     dictionary = cpk.HadamardDictionary(100, 5 * 128 + 7)
     longest = max(codes.num_codes for codes in code_ranges(dictionary, world) if codes is not None)

@@ -15,21 +15,24 @@ import torch
 from cases import embeddings, loss_and_gradients, make_dictionary, same_bits
 
 import cplearn_kernels as cpk
-from cplearn_kernels.backends import NAMES, check_name, select
+from cplearn_kernels.backends import select
 from cplearn_kernels.backends.chunked import functions as chunked
 from cplearn_kernels.backends.cpu import functions as cpu
+from cplearn_kernels.backends.cpu import launch
+from cplearn_kernels.options import BACKENDS
+from cplearn_kernels.validation import check_backend
 
 FUNCTIONS = ("cplearn_loss", "projector_softmax", "projector_logsumexp", "expected_code", "mean_assignment", "assign")
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 H = embeddings(2, 64)[0]
 
 
-# ---- what runs here ----------------------------------------------------------------------------------------------------
+# ---- what runs here --------------------------------------------------------------------------------------------------
 
 
 def test_backends_lists_every_name():
     found = cpk.backends()
-    assert set(found) == set(NAMES) == {"reference", "torch", "cpu", "triton", "cuda"}
+    assert set(found) == set(BACKENDS) == {"reference", "torch", "cpu", "triton", "cuda"}
     for name in ("reference", "torch"):
         info = found[name]
         assert info.available and info.functions == FUNCTIONS
@@ -55,8 +58,8 @@ def test_backends_prints_as_a_list():
 
 
 def test_a_core_that_is_missing_is_explained(monkeypatch):
-    monkeypatch.setattr(cpu, "_core", None)
-    monkeypatch.setattr(cpu, "_import_error", "no module named _core", raising=False)
+    monkeypatch.setattr(launch, "core", None)
+    monkeypatch.setattr(launch, "missing", "no module named _core")
     info = cpk.backends()["cpu"]
     assert not info.available and "compiled core cannot be imported: no module named _core" in info.reason
     dictionary = make_dictionary("hadamard", 64, 100)
@@ -65,7 +68,7 @@ def test_a_core_that_is_missing_is_explained(monkeypatch):
         cpk.assign(H, dictionary, backend="cpu")
 
 
-# ---- who serves a call ---------------------------------------------------------------------------------------------------
+# ---- who serves a call -----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(
     "function, kind, h, chosen",
@@ -108,7 +111,7 @@ def test_the_chosen_backend_does_the_work(monkeypatch, kind, module):
 @pytest.mark.parametrize("name", ["gpu", "CPU", "", 1])
 def test_unknown_names(name):
     with pytest.raises(ValueError, match="backend: expected None or one of .*'reference', 'cpu', 'cuda', 'triton', 'torch'") as caught:
-        check_name(name)
+        check_backend(name)
     assert repr(name) in str(caught.value)
 
 
@@ -119,7 +122,7 @@ def test_few_features_go_to_the_torch_backend_unless_cpu_is_named():
     assert select("cpu", "cplearn_loss", make_dictionary("hadamard", 16, 50), h).NAME == "cpu"
 
 
-# ---- instruction sets ------------------------------------------------------------------------------------------------------
+# ---- instruction sets ------------------------------------------------------------------------------------------------
 
 
 def fast_results(n, f, c, kind="hadamard"):
@@ -169,7 +172,7 @@ def test_targets_are_restored():
     assert cpu.description() == before
 
 
-# ---- determinism -------------------------------------------------------------------------------------------------------------
+# ---- determinism -----------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -219,7 +222,7 @@ def test_a_dense_dictionary_of_signs_gives_the_bits_of_the_generated_one(f, c):
         assert torch.equal(first, second)
 
 
-# ---- memory --------------------------------------------------------------------------------------------------------------------
+# ---- memory ----------------------------------------------------------------------------------------------------------
 
 MEASURE = """
 import json, sys

@@ -1,6 +1,6 @@
 """The conformance suite: every backend, function, dictionary, prior and dtype against the float64 oracle.
 
-The only place where numerical agreement is tested; its worst errors are printed as a table at the end of the run.
+The only place where accuracy is tested; its worst errors are printed as a table at the end of the run.
 """
 
 import functools

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...dictionary import Dictionary
+from ...options import result_dtype
 
 # Elements that the arrays of one chunk may have together; about 16 MiB each in float32.
 _CHUNK_ELEMENTS = 1 << 22
@@ -26,14 +30,14 @@ class Shard:
     """
 
     LOG_UNIT = 1.0
-    # Agreement; without the best code: sum of p, sum of the weights; the best code's weight.
+    # The cross term; without the best code: sum of p, sum of the weights; the best code's weight.
     ROW_SCALARS = 4
 
-    def __init__(self, dictionary: Dictionary, temperature: float, num_views: int):
+    def __init__(self, dictionary: Dictionary, temperature: float, num_views: int) -> None:
         self.dictionary, self.temperature = dictionary, temperature
-        self._views = [None] * num_views
+        self._views: list[Any] = [None] * num_views
 
-    def row_sums(self, view, h):
+    def row_sums(self, view: int, h: Tensor) -> tuple[Tensor, Tensor]:
         """(best, others) of one view's rows, float64 `(n,)`: the largest logit and `sum exp(s - best)` of the rest."""
         with exact(h):
             self._result_dtype = result_dtype(h)
@@ -43,15 +47,15 @@ class Shard:
             dtype = precise(h.device)
             return sums.best.to(dtype), sums.others.to(dtype)
 
-    def combine(self, best, others, mine):
+    def combine(self, best: Tensor, others: Tensor, mine: Tensor) -> None:
         """Take the values of all codes, `(views * n,)`; `mine`: whether the row's best code lies in this range."""
         self._rows = [sums.scaled for sums in self._views]
         self._h = torch.cat(self._rows)
         self._best, self._others = best.to(self._h), others.to(self._h)
         self._code = torch.where(mine, torch.cat([sums.code for sums in self._views]), -1)
-        self._views = None
+        self._views.clear()
 
-    def keep_row_sums(self, *views):
+    def keep_row_sums(self, *views: Tensor) -> None:
         """`row_sums` of all views at once and `combine`, where one range is all there is."""
         h = torch.cat(views)
         with exact(h):
@@ -60,7 +64,7 @@ class Shard:
             self._h, self._rows = sums.scaled, [sums.scaled]
             self._best, self._others, self._code = sums.best, sums.others, sums.code
 
-    def mean_assignment(self):
+    def mean_assignment(self) -> Tensor:
         """p̄ of the range's codes over all rows of the one view."""
         with exact(self._h):
             mean = self._h.new_empty(self.dictionary.num_codes, dtype=self._result_dtype)
@@ -68,7 +72,7 @@ class Shard:
                 mean[start:stop] = (self._lead(codes).exp_() / (1 + self._others)[:, None]).mean(0)
             return mean
 
-    def code_sums(self, beta, prior, prior_probs, need_grad):
+    def code_sums(self, beta: float, prior: str, prior_probs: Tensor | None, need_grad: bool) -> tuple[Tensor, Tensor]:
         """(scalars `(ROW_SCALARS, 2 n)`, prior): this range's share of the sums over codes, to be added over ranges.
 
         The first scalar is `sum_j p_ij log(c p'_ij)`, p' of the same image's other view; the prior is both views'.
@@ -77,7 +81,7 @@ class Shard:
             self._beta, h, rows = beta, self._h, self._h.shape[0] // 2
             log_sum, log_total = self._others.log1p(), math.log(self.dictionary.total_codes)
             self._expected, self._pull = torch.zeros_like(h), torch.zeros_like(h)  # B, E without the best codes
-            mass, weight_sum, agreement = (h.new_zeros(2 * rows) for _ in range(3))
+            mass, weight_sum, cross_term = (h.new_zeros(2 * rows) for _ in range(3))
             prior_sum = h.new_zeros(())
             self._set_aside = best = _BestCodes(self._code, self._others, h)
             for start, stop, codes in chunks(h, self.dictionary):
@@ -92,7 +96,7 @@ class Shard:
                 prior_weight = prior_weight.reshape(2 * rows, -1)
                 best.set_aside(start, stop, codes, prior_weight, p, partner_log_p)
                 prior_sum += value
-                agreement += (p * (partner_log_p + log_total)).sum(1)
+                cross_term += (p * (partner_log_p + log_total)).sum(1)
                 if need_grad:
                     weight = prior_weight.addcmul_(p, partner_log_p, value=-beta)
                     mass += p.sum(1)
@@ -103,11 +107,11 @@ class Shard:
             at_best = torch.where(best.index >= 0, best.p * (best.partner_log_p + log_total), 0)
             best_weight = torch.where(best.index >= 0, best.prior_weight - beta * best.p * best.partner_log_p, 0)
             scalars = torch.stack(
-                [agreement.to(best.dtype) + at_best, mass.to(best.dtype), weight_sum.to(best.dtype), best_weight]
+                [cross_term.to(best.dtype) + at_best, mass.to(best.dtype), weight_sum.to(best.dtype), best_weight]
             )
             return scalars, prior_sum.to(best.dtype)
 
-    def gradients(self, scalars):
+    def gradients(self, scalars: Tensor) -> Tensor:
         """This range's share of dL/dh of all rows, `(2 n, f)`, given the scalars of all ranges."""
         with exact(self._h):
             _, mass, weight_sum, best_weight = scalars
@@ -122,7 +126,7 @@ class Shard:
             grad += self._beta * (expected - _partner(expected))
             return (grad / (self._h.shape[0] * self.temperature)).to(self._result_dtype)
 
-    def _lead(self, codes):
+    def _lead(self, codes: Tensor) -> Tensor:
         # In the parts of pass 1: a product of another shape may round another way, and the best code's lead is 0.
         return torch.cat([h @ codes.to(h) for h in self._rows]) - self._best[:, None]
 
@@ -133,7 +137,7 @@ class RowSums:
     Kept apart, because `1 + tiny` and one rounded log-sum-exp both cost the digits that count near the optimum.
     """
 
-    def __init__(self, scaled, dictionary, rows=None):
+    def __init__(self, scaled: Tensor, dictionary: Dictionary, rows: int | None = None) -> None:
         self.scaled = scaled
         self.best = scaled.new_full((scaled.shape[0],), -math.inf)
         self.others = torch.zeros_like(self.best)
@@ -154,14 +158,16 @@ class RowSums:
 class _BestCodes:
     """What each row's best code contributes to pass 2, in float64 where the device has it."""
 
-    def __init__(self, code, others, h):
+    def __init__(self, code: Tensor, others: Tensor, h: Tensor) -> None:
         self.dtype = precise(h.device)
         self.index = code  # -1: not among these codes
         self.p = 1 / (1 + others.to(self.dtype))
         self.prior_weight, self.partner_log_p = torch.zeros_like(self.p), torch.zeros_like(self.p)
         self.code = torch.zeros_like(h)
 
-    def set_aside(self, start, stop, codes, prior_weight, p, partner_log_p):
+    def set_aside(
+        self, start: int, stop: int, codes: Tensor, prior_weight: Tensor, p: Tensor, partner_log_p: Tensor
+    ) -> None:
         """Note the entries of the best codes that lie in this chunk, and zero them in `prior_weight` and `p`."""
         here = (self.index >= start) & (self.index < stop)
         column = (self.index - start).clamp(0, stop - start - 1)[:, None]
@@ -172,7 +178,7 @@ class _BestCodes:
             weights.scatter_(1, column, weights.gather(1, column).masked_fill(here[:, None], 0))
 
 
-def _prior_chunk(log_p, p, prior, q, total_codes):
+def _prior_chunk(log_p: Tensor, p: Tensor, prior: str, q: Tensor | None, total_codes: int) -> tuple[Tensor, Tensor]:
     """One chunk's share of both views' prior terms, and the weights `p_ij g_j`; `log_p`, `p` are (2, n, chunk)."""
     rows = p.shape[1]
     log_uniform = -math.log(total_codes)
@@ -183,16 +189,16 @@ def _prior_chunk(log_p, p, prior, q, total_codes):
         return (mean * g).sum(), p * g[:, None, :]
     # p_ij g_j = -q_j exp(log p_ij - log mean_j), never through g = -q / mean, which overflows on aligned codes.
     log_mean = torch.logsumexp(log_p, 1) - math.log(rows)
-    q = math.exp(log_uniform) if q is None else q
-    return -(q * log_mean).sum(), -q * (log_p - log_mean[:, None, :]).exp()
+    weight = math.exp(log_uniform) if q is None else q
+    return -(weight * log_mean).sum(), -weight * (log_p - log_mean[:, None, :]).exp()
 
 
-def _partner(rows):
+def _partner(rows: Tensor) -> Tensor:
     """The same images' rows in the other view, for an array whose first half is view 1 and second half view 2."""
     return rows.view(2, rows.shape[0] // 2, -1).flip(0).reshape(rows.shape)
 
 
-def chunks(scaled, dictionary: Dictionary, rows: int | None = None):
+def chunks(scaled: Tensor, dictionary: Dictionary, rows: int | None = None) -> Iterator[tuple[int, int, Tensor]]:
     """Yield (start, stop, codes) over all codes; chunks are powers of two, so they cut no Hadamard block askew.
 
     `rows`: how many rows meet a chunk, if others than those of `scaled`.
@@ -204,7 +210,7 @@ def chunks(scaled, dictionary: Dictionary, rows: int | None = None):
         yield start, stop, dictionary.to_dense(start, stop, dtype=scaled.dtype, device=scaled.device)
 
 
-def scaled_rows(h, dictionary, temperature):
+def scaled_rows(h: Tensor, dictionary: Dictionary, temperature: float) -> Tensor:
     """`h / temperature` in the dtype of the computation: float64 where float32 would not reach the tolerances.
 
     * float64 inputs;
@@ -220,16 +226,12 @@ def scaled_rows(h, dictionary, temperature):
     return h.to(torch.float64 if wide else torch.float32) / temperature
 
 
-def precise(device):
+def precise(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def result_dtype(h):
-    return torch.float64 if h.dtype == torch.float64 else torch.float32
-
-
 @contextlib.contextmanager
-def exact(h):
+def exact(h: Tensor) -> Iterator[None]:
     """No autograd and no autocast: the products below must keep the precision that the caller was promised."""
     with torch.no_grad(), torch.autocast(h.device.type, enabled=False):
         yield

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -55,7 +56,7 @@ def test_a_spill_and_too_much_shared_memory_are_found(compiled):
 
 
 def test_counting_chooses_among_the_candidates_that_compile(compiled, monkeypatch):
-    few = [configuration for configuration in tune.candidates("best_codes", "codes-32", "sm_90")][:2]
+    few = list(tune.candidates("best_codes", "codes-32", "sm_90"))[:2]
     monkeypatch.setattr(tune, "candidates", lambda *_: few)
     monkeypatch.setattr(tune, "compilers", lambda jobs: contextlib.nullcontext(compiled))
     ((key, (configuration, record)),) = tune.count_all(["sm_90"], ["best_codes"], ["codes-32"], 1).items()
@@ -75,6 +76,6 @@ def test_the_table_has_an_entry_for_every_kernel_and_form(arch):
 
 def test_only_architectures_with_a_record_are_verified():
     """An architecture is served by default only when docs/gpu-status.md says that its tests ran there."""
-    status = open(os.path.join(os.path.dirname(__file__), "..", "..", "..", "docs", "gpu-status.md")).read()
+    status = (Path(__file__).resolve().parents[3] / "docs" / "gpu-status.md").read_text()
     for arch in json.loads(tuning.TABLE.read_text())["verified"]:
         assert f"verified: {arch}" in status

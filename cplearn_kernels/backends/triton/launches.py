@@ -10,17 +10,20 @@ import math
 
 import torch
 import triton
+from torch import Tensor
 
 from . import tuning
-from .kernels import passes
+from .codes import Codes
+from .kernels import constants, passes, weighted_sums
 from .kernels import rows as kernels
-from .codes import KRONECKER, Codes
-from .kernels.constants import CROSS_ENTROPY, EXPECTED
 from .pieces import Pieces
 
+LOG2_E: float = constants.LOG2_E.value
+_BEST: int = constants.BEST.value
+_CENTRE: int = constants.CENTRE.value
+_CROSS_ENTROPY: int = constants.CROSS_ENTROPY.value
 _MAX_ROWS = 128
 _BLOCK = 128
-LOG2_E = 1.4426950408889634
 
 
 class Batch(Pieces):
@@ -33,24 +36,24 @@ class Batch(Pieces):
         num_views: how many views there will be (default: those of `views`); the others come by `prepare`.
     """
 
-    def __init__(self, views: list[torch.Tensor], codes: Codes, factors: list[float], num_views: int | None = None):
+    def __init__(self, views: list[Tensor], codes: Codes, factors: list[float], num_views: int | None = None) -> None:
         super().__init__(codes, views[0].device)
         self.n, self.views = views[0].shape[0], num_views or len(views)
         self.arch = tuning.architecture(self.device)
         self.n_pad = -(-self.n // _MAX_ROWS) * _MAX_ROWS if self.n > 64 else max(16, 1 << (self.n - 1).bit_length())
         self.total = self.n_pad * self.views
         self.processors = _processors(self.device)
-        self._at_best = None
+        self._at_best: Tensor | None = None
         # Padding: rows of zeros with scale 1.
         self.high = self.zeros(self.total, codes.width, dtype=torch.float16)
         self.low = torch.zeros_like(self.high)
-        self.rows = torch.ones(passes.NUM_CONSTANTS, self.total, device=self.device)
+        self.rows = torch.ones(constants.NUM_CONSTANTS, self.total, device=self.device)
         self.best = self.empty(self.total)
         self.others = self.empty(self.total, dtype=torch.float64)
         self.code = self.empty(self.total, dtype=torch.int32)
         self.prepare(0, views, factors)
 
-    def prepare(self, first_view: int, views: list[torch.Tensor], factors: list[float]) -> None:
+    def prepare(self, first_view: int, views: list[Tensor], factors: list[float]) -> None:
         """The rows of views, `first_view` and up, as the kernels take them."""
         codes, start = self.codes, first_view * self.n_pad
         first, second = views[0], views[-1]
@@ -89,13 +92,13 @@ class Batch(Pieces):
                     *parts, *found, count, self.total, splits, FIRST=start == 0, BLOCK=_BLOCK
                 )
 
-    def combine(self, best: torch.Tensor, others: torch.Tensor, mine: torch.Tensor) -> None:
+    def combine(self, best: Tensor, others: Tensor, mine: Tensor) -> None:
         """Takes what holds for all codes, `(views * n,)` each, in place of what holds for these.
 
         `code` becomes -1 where the best code is not `mine`: no column equals it, and nothing is looked up for it.
         """
 
-        def without_padding(array):
+        def without_padding(array: Tensor) -> Tensor:
             return array.view(self.views, -1)[:, : self.n]
 
         without_padding(self.best).copy_(best.reshape(self.views, -1))
@@ -116,7 +119,7 @@ class Batch(Pieces):
     def _rows_of(self, view: int | None) -> tuple[int, int]:
         return (0, self.total) if view is None else (view * self.n_pad, self.n_pad)
 
-    def products_at_best(self) -> torch.Tensor:
+    def products_at_best(self) -> Tensor:
         """`(R,)`: the partner row's logit, or second product, at each row's best code; 0 where that is -1."""
         if self._at_best is None:
             codes, self._at_best = self.codes, self.zeros(self.total)
@@ -128,19 +131,21 @@ class Batch(Pieces):
                 )  # fmt: skip
         return self._at_best
 
-    def columns(self, start: int, length: int, mode: int, prior_probs: torch.Tensor | None = None):
-        """(slopes, prior) of a span, see kernels/rows.finish_columns: (views, length) and the prior term's float64 sum."""
+    def columns(self, start: int, length: int, mode: int, prior_probs: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(slopes, prior) of a span, see rows.finish_columns: (views, length), and the float64 sum of the prior."""
         slopes = self.empty(self.views, length)
         prior = [self._column_piece(slopes, start, piece, mode, prior_probs) for piece in self.pieces(start, length)]
         return slopes, torch.stack(prior).sum()
 
-    def mean_assignment(self) -> torch.Tensor:
+    def mean_assignment(self) -> Tensor:
         """`(codes,)` float32: p̄ of the one view."""
-        parts = [self.columns(start, length, EXPECTED)[0][0] for start, length in self.spans()]
+        parts = [self.columns(start, length, constants.EXPECTED.value)[0][0] for start, length in self.spans()]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _column_piece(self, slopes, span_start, piece, mode, prior_probs) -> torch.Tensor:
-        config, codes, logs = self.config("column_sums"), self.codes, mode == CROSS_ENTROPY
+    def _column_piece(
+        self, slopes: Tensor, span_start: int, piece: tuple[int, int, Tensor], mode: int, prior_probs: Tensor | None
+    ) -> Tensor:
+        config, codes, logs = self.config("column_sums"), self.codes, mode == _CROSS_ENTROPY
         start, count, table = piece
         tiles, row_tiles = triton.cdiv(count, config.codes), triton.cdiv(self.n, config.rows)
         splits = max(1, min(row_tiles, 64, 2 * self.processors // (tiles * self.views)))
@@ -163,14 +168,16 @@ class Batch(Pieces):
             )  # fmt: skip
         return prior_sums.sum()
 
-    def row_sums(self, state, start: int, length: int, slopes: torch.Tensor, mode: int, prior_probs=None) -> None:
+    def row_sums(
+        self, state: Tensor, start: int, length: int, slopes: Tensor, mode: int, prior_probs: Tensor | None = None
+    ) -> None:
         """Adds a span's sums to `state`; the first span overwrites it.
 
         `slopes` (views, length) belongs to the span.
         """
         config, codes, pair = self.config("row_sums"), self.codes, self.views == 2
         row_tiles, uniform = self.n_pad // config.rows, 1.0 / codes.total_codes
-        shared = dict(PAIR=pair, LOGS=mode == CROSS_ENTROPY, GIVEN_PRIOR=prior_probs is not None)
+        shared = {"PAIR": pair, "LOGS": mode == _CROSS_ENTROPY, "GIVEN_PRIOR": prior_probs is not None}
         for first, count, table in self.pieces(start, length):
             splits, per_split = self.splits(row_tiles, triton.cdiv(count, config.codes))
             centre = self.empty(splits, self.total, dtype=torch.float64)
@@ -188,15 +195,15 @@ class Batch(Pieces):
                     first, count, stride, uniform, **shared, FIRST=first == 0, BLOCK=_BLOCK,
                 )  # fmt: skip
 
-    def add_agreement(self, state) -> None:
-        """The AGREEMENT of two views, once `state` has the other sums over these codes."""
+    def add_cross_term(self, state: Tensor) -> None:
+        """The CROSS_TERM of two views, once `state` has the other sums over these codes."""
         with self.on_device():
-            kernels.agreement[(triton.cdiv(self.total, _BLOCK),)](
+            kernels.cross_term[(triton.cdiv(self.total, _BLOCK),)](
                 state, self.others, self.code, self.products_at_best(), self.rows, self.n, self.n_pad, self.total,
                 self.codes.total_codes, BLOCK=_BLOCK,
             )  # fmt: skip
 
-    def finish_row_sums(self, state, beta: float) -> torch.Tensor:
+    def finish_row_sums(self, state: Tensor, beta: float) -> Tensor:
         """`(R,)` float64, the weight of each row's best code, from the sums over all codes; sets CENTRE and TARGET."""
         share = self.empty(self.total, dtype=torch.float64)
         pair = self.views == 2
@@ -208,21 +215,21 @@ class Batch(Pieces):
             )  # fmt: skip
         return share
 
-    def empty_state(self) -> torch.Tensor:
+    def empty_state(self) -> Tensor:
         """Room for the row sums of kernels/rows.py: float64, `(4, views * n)`."""
-        return self.empty(kernels.NUM_ROW_SUMS, self.views * self.n, dtype=torch.float64)
+        return self.empty(constants.NUM_ROW_SUMS, self.views * self.n, dtype=torch.float64)
 
-    def finish_sums(self, sums, share, factor: float, out: list[torch.Tensor]) -> None:
+    def finish_sums(self, sums: Tensor, share: Tensor, factor: float, out: list[Tensor]) -> None:
         """Writes `factor * (sums + share * w_best)` to `out`, an `(n, f)` float32 array per view."""
         codes = self.codes
         with self.on_device():
-            kernels.finish_sums[(self.n, len(out))](
+            weighted_sums.finish_sums[(self.n, len(out))](
                 sums, share, self.code, codes.positions, out[0], out[-1], codes.packed, codes.packed.shape[1],
                 codes.first_index, *codes.keys, self.n_pad, codes.num_features, codes.width, factor, F=codes.block,
                 KIND=codes.kind, BLOCK=triton.next_power_of_2(codes.num_features),
             )  # fmt: skip
 
-    def probabilities(self, out: torch.Tensor, start: int, count: int, scores: bool = False) -> None:
+    def probabilities(self, out: Tensor, start: int, count: int, scores: bool = False) -> None:
         """p of `count` codes (or the scaled products) into `out` (n, count), from code `start` on."""
         config, codes = self.config("probabilities"), self.codes
         for first, length, table in self.pieces(start, count):
@@ -235,40 +242,40 @@ class Batch(Pieces):
 
     # ---- results and constants of rows ----
 
-    def best_probability(self) -> torch.Tensor:
+    def best_probability(self) -> Tensor:
         """`(R,)` float64: p of each row's best code; NaN for a row that is not finite."""
         return 1 / (1 + self._others())
 
-    def other_probability(self) -> torch.Tensor:
+    def other_probability(self) -> Tensor:
         """`(R,)` float64: the p of all codes but the best together, with all its digits."""
         return self._others() / (1 + self._others())
 
-    def _others(self) -> torch.Tensor:
-        return self.others + 0 * self.rows[passes.BEST.value]
+    def _others(self) -> Tensor:
+        return self.others + 0 * self.rows[_BEST]
 
-    def logsumexp(self) -> torch.Tensor:
+    def logsumexp(self) -> Tensor:
         """`(n,)` float32: the natural log-sum-exp of each row."""
-        best = self.rows[passes.BEST.value, : self.n].double()
+        best = self.rows[_BEST, : self.n].double()
         return (best / LOG2_E + self.others[: self.n].log1p()).float()
 
-    def best_scores(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def best_scores(self) -> tuple[Tensor, Tensor]:
         """(scores, codes) of each row's best code, `(n, 1)`."""
-        return self.rows[passes.BEST.value, : self.n, None].clone(), self.code[: self.n, None].long()
+        return self.rows[_BEST, : self.n, None].clone(), self.code[: self.n, None].long()
 
-    def set_centre(self, centre: torch.Tensor) -> None:
+    def set_centre(self, centre: Tensor) -> None:
         """What the modes CENTRED, SECOND and GIVEN subtract, `(n,)`."""
-        self.rows[passes.CENTRE.value].zero_()
-        self.rows[passes.CENTRE.value, : self.n] = centre
+        self.rows[_CENTRE].zero_()
+        self.rows[_CENTRE, : self.n] = centre
 
     # ---- helpers ----
 
     def config(self, kernel: str) -> tuning.Configuration:
         return tuning.choose(self.arch, kernel, self.codes.form, self.n)
 
-    def shape(self, config) -> dict:
+    def shape(self, config: tuning.Configuration) -> dict[str, int]:
         codes = self.codes
-        return dict(BM=config.rows, BN=config.codes, A=codes.left, K=codes.width, GROUPS=codes.groups,
-                    KRONECKER=codes.kind == KRONECKER)  # fmt: skip
+        forms = {"A": codes.left, "K": codes.width, "GROUPS": codes.groups, "KRONECKER": codes.transformed}
+        return {"BM": config.rows, "BN": config.codes, **forms}
 
     def splits(self, row_tiles: int, tiles: int) -> tuple[int, int]:
         """(splits, tiles per split): enough programs for every processor twice, no split without a tile."""
@@ -277,9 +284,9 @@ class Batch(Pieces):
         return triton.cdiv(tiles, per_split), per_split
 
 
-def launch_options(config) -> dict:
+def launch_options(config: tuning.Configuration) -> dict[str, int]:
     # Multiply-adds are wanted: nothing here relies on a product being rounded before it is added.
-    return dict(num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=True)
+    return {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True}
 
 
 def _processors(device: torch.device) -> int:
