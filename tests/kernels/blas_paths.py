@@ -47,7 +47,7 @@ def paths(variants):
     """(name, environment, options) of every path; the environment is None where the processor lacks it."""
     flags = set(Path("/proc/cpuinfo").read_text().split()) if Path("/proc/cpuinfo").exists() else set(FLAGS.values())
     for variant in ({}, *variants):
-        for threads in ("1", "2"):
+        for threads in ("1",) if variant else ("1", "2"):
             name = " ".join(f"{key}={value}" for key, value in variant.items()) or "as it is"
             lacking = [v for v in variant.values() if FLAGS.get(v.lower(), "fpu") not in {*flags, "fpu"}]
             yield f"{name}, threads: {threads}", None if lacking else {**variant, "OMP_NUM_THREADS": threads}, []

@@ -12,6 +12,7 @@ import oracle as answers
 import pytest
 import torch
 from oracle import REGIMES, SETTINGS, LossOracle, RowOracle, check_loss, make_case, run_loss
+from other_blas import other_blas
 
 import cplearn_kernels as cpk
 from cplearn_kernels import reference
@@ -59,8 +60,10 @@ def shared(make, *arguments):
 
 def shapes(rows):
     """All features and codes with `rows`; those whose oracle takes seconds are marked slow."""
-    for f, c, n in itertools.product(FEATURES, CODES, rows):
-        yield pytest.param(f, c, n, marks=pytest.mark.slow if f * c * n > 7 * 10**7 else ())
+    return [
+        pytest.param(f, c, n, marks=pytest.mark.slow if f * c * n > 7 * 10**7 else ())
+        for f, c, n in itertools.product(FEATURES, CODES, rows)
+    ]
 
 
 def affordable(backend, f, c, n, position):
@@ -149,6 +152,24 @@ def test_row_functions(f, c, n, function, dtype, backends, conformance):
         oracle = RowOracle(function, dictionary, n, regime, dtype)
         for backend in backends:
             oracle.check(conformance, backend, dictionary)
+
+
+# Odd seeds shuffle the terms of a sum.
+@pytest.mark.parametrize("seed", (1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (0, 2, 3, 4, 5, 6, 7))))
+def test_half_of_every_tolerance_is_in_hand_whatever_the_blas(seed, conformance):
+    label, half = "torch, any BLAS", {"share": 0.5}
+    for kind, (f, c, n) in itertools.product((cpk.HadamardDictionary, dense), ((128, 1000, 64), (384, 1000, 15))):
+        dictionary = shared(kind, f, c)
+        for regime, setting in zip(REGIMES, SETTINGS[seed::3], strict=False):
+            case = make_case(dictionary, n, regime)
+            with other_blas(seed):
+                answer = run_loss(dictionary, case, setting, "torch")
+            check_loss(conformance, label, LossOracle(dictionary, case), setting, *answer, **half)
+    for function, (f, c, n) in itertools.product(ROW_FUNCTIONS, ((100, 1000, 64), (2048, 5000, 15))):
+        dictionary = shared(cpk.HadamardDictionary, f, c, 4)
+        oracle = RowOracle(function, dictionary, n, "l2")
+        with other_blas(seed):
+            oracle.check(conformance, "torch", dictionary, label=label, **half)
 
 
 @pytest.mark.parametrize("backend", ("cpu", "torch"))

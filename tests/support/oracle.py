@@ -210,14 +210,14 @@ def run_loss(dictionary, case, setting, backend, device="cpu"):
     return loss.detach().cpu(), tuple(g.cpu().double() / scale for g in scaled)
 
 
-def check_loss(conformance, label, oracle, setting, loss, gradients, dtype=None):
-    """Record the errors of one answer and hold them against the tolerances."""
+def check_loss(conformance, label, oracle, setting, loss, gradients, dtype=None, share=1.0):
+    """Record the errors of one answer and hold them against the tolerances, or a share of them."""
     dtype = dtype or gradients[0].dtype
     errors, tolerances = oracle.errors(*setting, loss, gradients, dtype), oracle.tolerances(label)
     regime = ("f <= 16, " if oracle.few_features else "") + ("logits > 60" if oracle.large_logits else "logits <= 60")
     conformance.record(label, "cplearn_loss", dtype, regime, *errors, tolerances)
     for error, tolerance in zip(errors, tolerances, strict=True):
-        assert math.isfinite(error) and error <= tolerance, (label, setting, dtype, regime)
+        assert math.isfinite(error) and error <= share * tolerance, (label, setting, dtype, regime)
 
 
 class RowOracle:
@@ -245,8 +245,8 @@ class RowOracle:
         # What the upstream gradient would give if a whole row moved by one code: the scale of a real gradient.
         self.floor = 1e-2 * self.upstream.norm().item() * math.sqrt(f) / case.temperature / rows
 
-    def check(self, conformance, backend, dictionary, device="cpu"):
-        """Run it, record the errors and hold them against the tolerances of the loss's gradient."""
+    def check(self, conformance, backend, dictionary, device="cpu", label=None, share=1.0):
+        """Run it, record the errors and hold them against the tolerances of the loss's gradient, or a share of them."""
         h = self.case.views[0].to(device, copy=True).requires_grad_()
         run = getattr(cplearn_kernels, self.function)
         result = run(h, dictionary, temperature=self.case.temperature, backend=backend)
@@ -260,9 +260,9 @@ class RowOracle:
         few = self.few_features and backend != "torch"
         tolerances = (tolerance, max(tolerance, FEW_FEATURES_TOLERANCES[1] if few else 0))
         regime = ("f <= 16, " if self.few_features else "") + ("logits > 60" if self.large_logits else "logits <= 60")
-        conformance.record(backend, self.function, self.dtype, regime, *errors, tolerances)
+        conformance.record(label or backend, self.function, self.dtype, regime, *errors, tolerances)
         for error, bound in zip(errors, tolerances, strict=True):
-            assert error <= bound, (backend, self.case.temperature, dictionary)
+            assert error <= share * bound, (backend, self.case.temperature, dictionary)
 
 
 def check_row_function(conformance, backend, function, dictionary, n, regime, dtype=torch.float32, device="cpu"):
