@@ -40,7 +40,9 @@ def test_backends_lists_every_name():
         assert info.dtypes == ("float16", "bfloat16", "float32", "float64")
     # Without a GPU it says what it was built for, or why it was built without CUDA kernels.
     assert found["cuda"].functions == (FUNCTIONS if found["cuda"].available else ())
-    assert found["cuda"].available or re.search(r"built for sm_.*; (no device|there is)|without CUDA: ", found["cuda"].reason)
+    assert found["cuda"].available or re.search(
+        r"built for sm_.*; (no device|there is)|without CUDA: ", found["cuda"].reason
+    )
     # Without a GPU the tests interpret Triton's kernels, if there is a Triton.
     assert found["triton"].functions == (FUNCTIONS if found["triton"].available else ())
     assert found["cpu"].available and found["cpu"].functions == FUNCTIONS and "float64" not in found["cpu"].dtypes
@@ -69,6 +71,7 @@ def test_a_core_that_is_missing_is_explained(monkeypatch):
 
 
 # ---- who serves a call -----------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize(
     "function, kind, h, chosen",
@@ -110,7 +113,9 @@ def test_the_chosen_backend_does_the_work(monkeypatch, kind, module):
 
 @pytest.mark.parametrize("name", ["gpu", "CPU", "", 1])
 def test_unknown_names(name):
-    with pytest.raises(ValueError, match="backend: expected None or one of .*'reference', 'cpu', 'cuda', 'triton', 'torch'") as caught:
+    with pytest.raises(
+        ValueError, match="backend: expected None or one of .*'reference', 'cpu', 'cuda', 'triton', 'torch'"
+    ) as caught:
         check_backend(name)
     assert repr(name) in str(caught.value)
 
@@ -167,7 +172,10 @@ def test_targets_are_restored():
         assert f"instruction set {slowest}" in cpu.description()
         raise ZeroDivisionError
     assert cpu.description() == before
-    with pytest.raises(ValueError, match="instruction set: expected one of .*'baseline'.*got 'sse9'"), cpu.use_target("sse9"):
+    with (
+        pytest.raises(ValueError, match="instruction set: expected one of .*'baseline'.*got 'sse9'"),
+        cpu.use_target("sse9"),
+    ):
         pass
     assert cpu.description() == before
 
@@ -213,7 +221,9 @@ def test_a_dense_dictionary_of_signs_gives_the_bits_of_the_generated_one(f, c):
     generated = make_dictionary("rademacher", f, c, seed=9)
     dense = cpk.DenseDictionary(generated.to_dense())
     for first, second in zip(
-        loss_and_gradients(h1, h2, generated, backend="cpu"), loss_and_gradients(h1, h2, dense, backend="cpu"), strict=True
+        loss_and_gradients(h1, h2, generated, backend="cpu"),
+        loss_and_gradients(h1, h2, dense, backend="cpu"),
+        strict=True,
     ):
         assert same_bits(first, second)
     for first, second in zip(

@@ -16,10 +16,12 @@ from ...dictionary import Dictionary
 from ...options import result_dtype
 from .. import interface
 from ..results import best_of_chunks, loss_terms, no_gradients
-from .shard import RowSums, Shard, chunks, exact, scaled_rows
+from .passes import Assignments, RowSums, add_products, chunks, exact, precise, scaled_rows
+from .shard import Shard
 
 NAME = "torch"
 FUNCTIONS, DICTIONARIES, DTYPES = interface.FUNCTIONS, options.KINDS, options.DTYPES
+
 
 
 def unavailable() -> str | None:
@@ -70,7 +72,7 @@ def projector_softmax(h: Tensor, dictionary: Dictionary, temperature: float) -> 
         dtype = result_dtype(h)
         h = scaled_rows(h, dictionary, temperature)
         p = h.new_empty(h.shape[0], dictionary.num_codes, dtype=dtype)
-        for start, stop, _, part in _probabilities(h, dictionary):
+        for start, stop, _, part in _probabilities(h, dictionary, _assignments(RowSums(h, dictionary))):
             p[:, start:stop] = part
         return p
 
@@ -83,10 +85,10 @@ def projector_softmax_backward(
         scaled = scaled_rows(h, dictionary, temperature)
         p, upstream = p.to(scaled), upstream.to(scaled)
         centre = (p * upstream).sum(1, keepdim=True)
-        grad = torch.zeros_like(scaled)
+        grad = torch.zeros_like(scaled, dtype=precise(h.device))
         for start, stop, codes in chunks(scaled, dictionary):
-            grad.addmm_(p[:, start:stop] * (upstream[:, start:stop] - centre), codes.T)
-        return grad / temperature
+            add_products(grad, p[:, start:stop] * (upstream[:, start:stop] - centre), codes)
+        return (grad / temperature).to(result_dtype(h))
 
 
 def projector_logsumexp(h: Tensor, dictionary: Dictionary, temperature: float) -> Tensor:
@@ -99,10 +101,12 @@ def projector_logsumexp(h: Tensor, dictionary: Dictionary, temperature: float) -
 def expected_code(h: Tensor, dictionary: Dictionary, temperature: float) -> Tensor:
     """`reference.expected_code`, shape `(n, f)`."""
     with exact(h):
-        scaled = scaled_rows(h, dictionary, temperature)
-        total = torch.zeros_like(scaled)
-        for _, _, codes, p in _probabilities(scaled, dictionary):
-            total.addmm_(p, codes.T)
+        sums = RowSums(scaled_rows(h, dictionary, temperature), dictionary)
+        assignments = _assignments(sums)
+        total = assignments.best_p[:, None] * sums.best_code
+        for start, stop, codes, p in _probabilities(sums.scaled, dictionary, assignments):
+            assignments.set_aside(start, stop, p, assignments.best_p)
+            add_products(total, p, codes)
         return total.to(result_dtype(h))
 
 
@@ -138,20 +142,37 @@ def assign(h: Tensor, dictionary: Dictionary, top_k: int) -> tuple[Tensor, Tenso
 def _weighted_backward(
     h: Tensor, dictionary: Dictionary, temperature: float, weights: Callable[[int, int, Tensor], Tensor]
 ) -> Tensor:
-    """`1/temperature * (sum_j p_ij v_ij w_j - (sum_k p_ik v_ik) B_i)`, with v given chunk by chunk."""
-    scaled = scaled_rows(h, dictionary, temperature)
-    weighted, total = torch.zeros_like(scaled), torch.zeros_like(scaled)
-    centre = scaled.new_zeros(h.shape[0])
-    for start, stop, codes, p in _probabilities(scaled, dictionary):
-        pv = p * weights(start, stop, codes)
-        centre += pv.sum(1)
-        weighted.addmm_(pv, codes.T)
-        total.addmm_(p, codes.T)
-    return (weighted - centre[:, None] * total) / temperature
+    """`1/temperature * sum_j p_ij (v_ij - sum_k p_ik v_ik) w_j`, with v given chunk by chunk.
+
+    As in the loss, the best code is set aside: near the optimum its share and that of the mean cancel.
+    """
+    sums = RowSums(scaled_rows(h, dictionary, temperature), dictionary)
+    assignments = _assignments(sums)
+    best_p = assignments.best_p[:, None]
+    weighted, expected = torch.zeros_like(sums.best_code, dtype=best_p.dtype), best_p * sums.best_code
+    mass, weight_sum, best_weight = assignments.best_p, torch.zeros_like(sums.best), torch.zeros_like(sums.best)
+    for start, stop, codes, p in _probabilities(sums.scaled, dictionary, assignments):
+        v = weights(start, stop, codes).expand_as(p)
+        here, column = assignments.place(start, stop)
+        best_weight = torch.where(here, v.gather(1, column)[:, 0].to(mass), best_weight)
+        assignments.set_aside(start, stop, p, mass)
+        pv = p * v
+        weight_sum, mass = weight_sum + pv.sum(1), mass + p.sum(1)
+        add_products(weighted, pv, codes)
+        add_products(expected, p, codes)
+    best_weight = best_weight * assignments.best_p
+    grad = weighted + best_weight[:, None] * sums.best_code
+    grad -= ((weight_sum + best_weight) / mass)[:, None] * expected
+    return (grad / temperature).to(result_dtype(h))
 
 
-def _probabilities(scaled: Tensor, dictionary: Dictionary) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+def _assignments(sums: RowSums) -> Assignments:
+    return Assignments([sums.scaled], sums.top, sums.best, sums.others, sums.code)
+
+
+def _probabilities(
+    scaled: Tensor, dictionary: Dictionary, assignments: Assignments
+) -> Iterator[tuple[int, int, Tensor, Tensor]]:
     """Yield (start, stop, codes, p) for each chunk."""
-    sums = RowSums(scaled, dictionary)
     for start, stop, codes in chunks(scaled, dictionary):
-        yield start, stop, codes, (scaled @ codes - sums.best[:, None]).exp_() / (1 + sums.others)[:, None]
+        yield start, stop, codes, assignments.probabilities(assignments.lead(start, stop, codes))
