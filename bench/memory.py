@@ -1,6 +1,6 @@
 """Measures how far one call raises a process's peak memory; `python -m bench.memory` is one such process.
 
-Peak resident memory never falls, so every (column, row) gets a fresh process. Linux only: the peak is VmHWM of
+Peak resident memory never falls, so every implementation of every case gets a fresh process. Linux only: the peak is VmHWM of
 /proc/self/status, set back to the current size just before the call by writing 5 to /proc/self/clear_refs. (The peak
 of getrusage would not do: a child starts with the peak of the process that forked it.)
 """
@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import gc
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
-from bench.cases import ALL_COLUMNS, COLUMN_TITLES, Row
+from bench.cases import ALL, TITLES, Case
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -70,61 +72,62 @@ def _give_back_at_once() -> None:
         mallopt(_M_MMAP_THRESHOLD, _THRESHOLD)
 
 
-def probe(column: str, row: Row, backend: str) -> dict[str, int]:
-    """Peak growth of one forward + backward of `column` on `row`, in this process.
+def probe(implementation: str, case: Case, backend: str) -> dict[str, int]:
+    """Peak growth of one forward + backward of an implementation on `case`, in this process.
 
     The inputs and, for the formulas, the dense dictionary exist before the call; the latter is reported on its own as
-    `codes_bytes`. A tiny call loads code and starts threads first. The compiled column is warmed up on the problem
+    `codes_bytes`. A tiny call loads code and starts threads first. The compiled formula is warmed up on the problem
     itself instead, since compiling takes more memory than running.
     """
     from bench.implementations import Problem, build_loss, forward_backward
 
-    problem = Problem(row)
-    loss = build_loss(column, problem, backend)
-    codes_bytes = problem.codes_bytes(column)
-    if column == "compiled":
+    problem = Problem(case)
+    loss = build_loss(implementation, problem, backend)
+    codes_bytes = problem.codes_bytes(implementation)
+    if implementation == "compiled":
         forward_backward(loss, problem)
     else:
-        tiny = Problem(Row(2, 16, 64, dictionary=row.dictionary))
-        forward_backward(build_loss(column, tiny, backend), tiny)
+        tiny = Problem(Case(2, 16, 64, dictionary=case.dictionary))
+        forward_backward(build_loss(implementation, tiny, backend), tiny)
     result = peak_growth(lambda: forward_backward(loss, problem))
     return {**result, "codes_bytes": codes_bytes}
 
 
-def probe_in_fresh_process(column: str, row: Row, backend: str, threads: int, timeout: float = 600.0) -> dict[str, int]:
-    """`probe` in a process of its own, started from the checkout's root."""
-    command = [sys.executable, "-m", "bench.memory", "--column", column, "--backend", backend]
-    command += ["--threads", str(threads), "--n", str(row.n), "--num-features", str(row.num_features)]
-    command += ["--num-codes", str(row.num_codes), "--dictionary", row.dictionary]
+@functools.cache
+def probe_in_fresh_process(implementation: str, case: Case, backend: str, threads: int) -> dict[str, int]:
+    """`probe` in a process of its own, started from the checkout's root; once for equal arguments."""
+    command = [sys.executable, "-m", "bench.memory", "--implementation", implementation, "--backend", backend]
+    command += ["--threads", str(threads), "--n", str(case.n), "--num-features", str(case.num_features)]
+    command += ["--num-codes", str(case.num_codes), "--dictionary", case.dictionary]
     root = Path(__file__).resolve().parent.parent
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600, check=False)
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-        raise MemoryProbeError(f"the memory probe of {column} on {row.name} failed: {last[0]}")
+        raise MemoryProbeError(f"the memory probe of {implementation} on {case.name} failed: {last[0]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Probes one column on one row and prints the result as one line of JSON."""
+    """Probes one implementation on one case and prints the result as one line of JSON."""
     parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__.splitlines()[0])
-    parser.add_argument("--column", choices=ALL_COLUMNS, default=ALL_COLUMNS[0], help="; ".join(
-        f"{name}: {title}" for name, title in COLUMN_TITLES.items()))
-    parser.add_argument("--backend", default="cpu", help="the library's backend (default: cpu)")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")
-    parser.add_argument("--n", type=int, default=64, help="rows per view (default: 64)")
-    parser.add_argument("--num-features", type=int, default=128, help="length of an embedding (default: 128)")
-    parser.add_argument("--num-codes", type=int, default=1 << 14, help="number of codes (default: 16384)")
-    parser.add_argument("--dictionary", default="hadamard", choices=["hadamard", "rademacher"],
-                        help="kind of dictionary")
+    add = parser.add_argument
+    names = "; ".join(f"{name}: {TITLES[name]}" for name in ALL)
+    add("--implementation", choices=ALL, default=ALL[0], help=names)
+    add("--backend", default="cpu", help="the library's backend (default: cpu)")
+    add("--threads", type=int, default=2, help="torch threads (default: 2)")
+    add("--n", type=int, default=64, help="rows per view (default: 64)")
+    add("--num-features", type=int, default=128, help="length of an embedding (default: 128)")
+    add("--num-codes", type=int, default=1 << 14, help="number of codes (default: 16384)")
+    add("--dictionary", default="hadamard", choices=["hadamard", "rademacher"], help="kind of dictionary")
     given = parser.parse_args(arguments)
 
     import torch
 
     _give_back_at_once()
     torch.set_num_threads(given.threads)
-    row = Row(given.n, given.num_features, given.num_codes, dictionary=given.dictionary)
+    case = Case(given.n, given.num_features, given.num_codes, dictionary=given.dictionary)
     try:
-        print(json.dumps(probe(given.column, row, given.backend)))
+        print(json.dumps(probe(given.implementation, case, given.backend)))
     except (MemoryProbeError, ValueError, RuntimeError) as error:
         print(f"bench.memory: {error}", file=sys.stderr)
         return 1
