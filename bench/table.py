@@ -13,7 +13,7 @@ from tabulate import tabulate, tabulate_formats
 from bench.cases import LIBRARY, TITLES
 from bench.formats import duration, megabytes
 from bench.results import ResultsError, latest, load, machine_line
-from bench.targets import show
+from bench.targets import target_rows
 
 Entry = Mapping[str, Any]
 
@@ -78,9 +78,7 @@ def _memory(entry: Entry) -> str | None:
 
 def _targets(entries: Sequence[Entry]) -> list[dict[str, str]]:
     return [
-        {"case": entry["group"], "target": it["text"], "measured": show(it), "met": "yes" if it["met"] else "NO"}
-        for entry in entries
-        for it in _info(entry).get("targets") or ()
+        {"case": entry["group"], **row} for entry in entries for row in target_rows(_info(entry).get("targets") or ())
     ]
 
 

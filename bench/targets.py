@@ -27,7 +27,7 @@ class Speed:
         found = spread(ratios(seconds[self.against], seconds[LIBRARY]))
         text = f"at least {self.at_least:g}x as fast as {self.against}"
         met = found["median"] >= self.at_least
-        return _verdict(text, self.at_least, found["median"], "x", [found["min"], found["max"]], met)
+        return judged(text, self.at_least, found["median"], "x", [found["min"], found["max"]], met)
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Rate:
         """From the seconds per round of each implementation and the logits of one call."""
         found = spread([logits / taken for taken in seconds[LIBRARY]])
         text, met = f"at least {self.at_least:.1e} logits per second", found["median"] >= self.at_least
-        return _verdict(text, self.at_least, found["median"], "logits/s", [found["min"], found["max"]], met)
+        return judged(text, self.at_least, found["median"], "logits/s", [found["min"], found["max"]], met)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Memory:
         grown = found["growth_bytes"] if of_baseline is None else found["peak_bytes"] - of_baseline["peak_bytes"]
         text = f"peak memory less than {self.below_megabytes:g} MB above {self.baseline or 'the inputs'}"
         megabytes = grown / MEGABYTE
-        return _verdict(text, self.below_megabytes, megabytes, "MB", None, megabytes < self.below_megabytes)
+        return judged(text, self.below_megabytes, megabytes, "MB", None, megabytes < self.below_megabytes)
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,19 @@ class TimePerCode:
         off = {c: 100 * (spread(ratios(taken, last))["median"] - 1) for c, taken in per_code.items()}
         worst = max(off, key=lambda c: abs(off[c]))
         text = f"time per code, from {self.num_codes[0]} codes, within {self.within:.0%} of that with the most"
-        verdict = _verdict(text, 100 * self.within, off[worst], "%", [min(off.values()), max(off.values())],
+        found = judged(text, 100 * self.within, off[worst], "%", [min(off.values()), max(off.values())],
                            abs(off[worst]) <= 100 * self.within)  # fmt: skip
-        return verdict | {"worst_at": worst}
+        return found | {"worst_at": worst}
 
 
 def missed(verdicts: Sequence[Verdict]) -> str:
     """One sentence for the targets that were missed; empty if all were met."""
     return "; ".join(f"missed: {it['text']}, measured {show(it)}" for it in verdicts if not it["met"])
+
+
+def target_rows(verdicts: Sequence[Verdict]) -> list[dict[str, str]]:
+    """A table's rows: what was asked, what was measured, whether that is enough."""
+    return [{"target": it["text"], "measured": show(it), "met": "yes" if it["met"] else "NO"} for it in verdicts]
 
 
 def show(verdict: Verdict) -> str:
@@ -92,5 +97,6 @@ def show(verdict: Verdict) -> str:
     return form(verdict["measured"]) + rounds
 
 
-def _verdict(text, required, measured, unit, rounds, met) -> Verdict:
+def judged(text: str, required: float, measured: float, unit: str, rounds: list[float] | None, met: bool) -> Verdict:
+    """What a target asked for and what was measured."""
     return {"text": text, "required": required, "measured": measured, "unit": unit, "spread": rounds, "met": met}
