@@ -18,7 +18,7 @@ from typing import Any
 
 from bench.machine import describe, slug
 
-__all__ = ["RESULTS", "ResultsError", "describe", "latest", "load", "machine_line", "path_for", "write_json"]
+__all__ = ["RESULTS", "ResultsError", "describe", "latest", "load", "machine_line", "path_for", "slug", "write_json"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
-from bench.machine import describe, slug
-from bench.results import RESULTS
+from tabulate import tabulate
+
+from bench.results import RESULTS, describe, slug, write_json
 
 SOURCES = Path(__file__).resolve().parents[2] / "csrc" / "bench"
 
@@ -43,7 +45,7 @@ def report(
     benchmark: str,
     part: str,
     measure: Callable[[], list[dict[str, Any]]],
-    table: Callable[[dict[str, Any]], str],
+    rows: Callable[[dict[str, Any]], list[dict[str, Any]]],
     path: Path | None,
 ) -> int:
     """Measures, writes the JSON and prints the table; returns the exit status.
@@ -52,18 +54,18 @@ def report(
         benchmark: names the record and, with the processor, its file in `bench/results`.
         part: the record's key for what was measured.
         measure: does the work; a `CompilerError` becomes a message.
-        table: a record as markdown.
+        rows: the table of a record, one dictionary per row.
         path: the file to write instead.
     """
     machine = describe(threads=1)  # while the machine is still idle
     try:
         record = {"schema": 1, "benchmark": benchmark, "machine": machine, part: measure()}
     except CompilerError as error:
-        print(f"bench.{benchmark}: {error}", file=sys.stderr)
+        print(f"bench.micro.{benchmark}: {error}", file=sys.stderr)
         return 1
     path = path or RESULTS / f"{benchmark}-{slug(machine['cpu'])}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(table(record))
+    write_json(path, record)
+    print(tabulate(rows(record), headers="keys", tablefmt="github", floatfmt=".1f", missingval="-"))
     print(f"written: {path.name}")
     return 0

@@ -8,11 +8,12 @@ One thread throughout; a rate counts one product per row, coordinate and code, w
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from bench.micro.compiled import SOURCES, json_lines, report
 
@@ -22,8 +23,6 @@ _CODES, _ROWS = 512, 128
 
 def torch_methods() -> list[dict[str, Any]]:
     """Matrix products of 128 rows with a panel of 512 codes."""
-    import torch
-
     torch.set_num_threads(1)
     found = []
     for f in (128, 2048):
@@ -37,8 +36,15 @@ def torch_methods() -> list[dict[str, Any]]:
         }
         for name, call in methods.items():
             seconds = min(_seconds(call) for _ in range(7))
-            found.append({"method": name, "direction": "forward", "num_features": f, "lanes": None,
-                          "products_per_second": _ROWS * f * _CODES / seconds})
+            found.append(
+                {
+                    "method": name,
+                    "direction": "forward",
+                    "num_features": f,
+                    "lanes": None,
+                    "products_per_second": _ROWS * f * _CODES / seconds,
+                }
+            )
     return found
 
 
@@ -50,15 +56,13 @@ def _seconds(call) -> float:
     return (time.perf_counter() - began) / 10
 
 
-def table(record: dict[str, Any]) -> str:
-    """Markdown: one line per method, 10^9 products per second on one core for each direction and f."""
-    columns = [(direction, f) for direction in ("forward", "backward") for f in (128, 2048)]
-    rates = {(m["method"], m["direction"], m["num_features"]): m["products_per_second"] for m in record["methods"]}
-    lines = ["| method | " + " | ".join(f"{direction}, f={f}" for direction, f in columns) + " |", "|---" * 5 + "|"]
-    for name in dict.fromkeys(m["method"] for m in record["methods"]):
-        cells = (rates.get((name, *column)) for column in columns)
-        lines.append(f"| {name} | " + " | ".join("-" if cell is None else f"{cell / 1e9:.1f}" for cell in cells) + " |")
-    return "\n".join(lines)
+def rows(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per method, 10^9 products per second on one core for each direction and f."""
+    found: dict[str, dict[str, Any]] = {}
+    for entry in record["methods"]:
+        column = f"{entry['direction']}, f={entry['num_features']}"
+        found.setdefault(entry["method"], {"method": entry["method"]})[column] = entry["products_per_second"] / 1e9
+    return list(found.values())
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,12 +70,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.micro.sign_products", description=__doc__.splitlines()[0])
     parser.add_argument("--compiler", default="c++", help="C++ compiler, GCC or Clang (default: c++)")
     parser.add_argument("--json", type=Path, default=None, help="results file (default: in bench/results)")
-    parser.add_argument("--show", type=Path, default=None, metavar="FILE", help="print the table of a results file only")
     given = parser.parse_args(arguments)
-    if given.show is not None:
-        print(table(json.loads(given.show.read_text())))
-        return 0
-    return report("sign_products", "methods", lambda: json_lines(SOURCE, given.compiler) + torch_methods(), table, given.json)
+    return report(
+        "sign_products", "methods", lambda: json_lines(SOURCE, given.compiler) + torch_methods(), rows, given.json
+    )
 
 
 if __name__ == "__main__":

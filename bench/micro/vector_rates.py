@@ -14,12 +14,15 @@ from bench.micro.compiled import SOURCES, json_lines, report
 SOURCE = SOURCES / "vector_rates.cpp"
 
 
-def table(record: dict[str, Any]) -> str:
-    """Markdown: one line per operation, 10^9 vectors per second on one core."""
-    lanes = record["operations"][0]["lanes"]
-    lines = [f"| operation on {lanes} floats | 10^9 per second and core |", "|---|---|"]
-    lines += [f"| {entry['operation']} | {entry['vectors_per_second'] / 1e9:.1f} |" for entry in record["operations"]]
-    return "\n".join(lines)
+def rows(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per operation, 10^9 vectors per second on one core."""
+    return [
+        {
+            f"operation on {entry['lanes']} floats": entry["operation"],
+            "10^9 per second and core": entry["vectors_per_second"] / 1e9,
+        }
+        for entry in record["operations"]
+    ]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--compiler", default="c++", help="C++ compiler, GCC or Clang (default: c++)")
     parser.add_argument("--json", type=Path, default=None, help="results file (default: in bench/results)")
     given = parser.parse_args(arguments)
-    return report("vector_rates", "operations", lambda: json_lines(SOURCE, given.compiler), table, given.json)
+    return report("vector_rates", "operations", lambda: json_lines(SOURCE, given.compiler), rows, given.json)
 
 
 if __name__ == "__main__":
