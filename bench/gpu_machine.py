@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import cplearn_kernels as cpk
-from bench import machine
+from train import machine
 from bench.gpu_rows import BACKENDS
 from cplearn_kernels.backends.cuda import functions as cuda
 from cplearn_kernels.backends.triton import functions as triton_backend
@@ -20,7 +20,7 @@ _ON_GPU = {module.NAME: module for module in (cuda, triton_backend)}
 
 
 def describe(device: torch.device, commit: str | None) -> dict[str, Any]:
-    """`bench.machine.describe`, and the GPU: name, architecture, memory, driver, CUDA or HIP, Triton."""
+    """`train.machine.describe`, and the GPU: name, architecture, memory, driver, CUDA or HIP, Triton."""
     found = machine.describe(torch.get_num_threads())
     found["commit"] = found["commit"] or commit
     try:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.machine import describe, slug
+from train.machine import describe, slug
 
 __all__ = ["RESULTS", "ResultsError", "describe", "latest", "load", "machine_line", "path_for", "slug", "write_json"]
 

@@ -28,7 +28,7 @@ from bench.targets import Verdict, judged, target_rows
 from bench.timing import alternate, spread
 from cplearn_kernels.backends import select
 from train import backbones, data, loop, methods, optimisers
-from train.augment import TwoViews
+from train.data.augment import TwoViews
 from train.config import Config
 from train.errors import InputError
 from train.seeds import derive_seed
