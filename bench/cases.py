@@ -96,15 +96,15 @@ TIME_PER_CODE = TimePerCode(tuple(1 << log2 for log2 in range(14, 25, 2)), 0.10)
 
 # The loss without gradients, and the functions of one batch; p has n c numbers, hence the smaller c.
 FUNCTION_CASES = tuple(
-    Case(64, f, 1 << log2_codes, (LIBRARY, CHUNKED), function=function)
+    Case(64, f, num_codes, (LIBRARY, CHUNKED), function=function)
     for f in (128, 2048)
-    for function, log2_codes in (
-        ("loss_alone", 16),
-        ("projector_logsumexp", 16),
-        ("expected_code", 16),
-        ("mean_assignment", 16),
-        ("assign", 16),
-        ("projector_softmax", 12),
+    for function, num_codes in (
+        ("loss_alone", 1 << 16),
+        ("projector_logsumexp", 1 << 16),
+        ("expected_code", 1 << 16),
+        ("mean_assignment", 1 << 16),
+        ("assign", 1 << 16),
+        ("projector_softmax", 1 << 12),
     )
 )
 

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from bench.accuracy import compare, limit_of, oracle
-from bench.cases import CASES, LIBRARY, TIME_PER_CODE, Case, case_named
+from bench.cases import CASES, LIBRARY, ONE_THREAD, TIME_PER_CODE, Case, case_named
 from bench.formats import MEGABYTE
 from bench.implementations import Problem, build_loss, forward_backward
 from bench.memory import probe, probe_in_fresh_process
@@ -60,13 +60,16 @@ def test_loss(turns: Turns, implementation: str, entry, settings: Settings) -> N
             _check_memory(case, settings)
         return
     memory = partial(probe_in_fresh_process, backend=settings.backend, threads=settings.threads)
-    found, verdicts = memory(implementation, case), []
+    extra, verdicts = {"errors": turns.errors.get(implementation)}, []
+    # A process that compiles takes long, and one thread holds what two do.
+    if settings.full or implementation not in ("compiled", ONE_THREAD):
+        extra["memory"] = memory(implementation, case)
     if implementation == LIBRARY:
         verdicts = [verdict for target in case.targets if (verdict := target.judge(turns.seconds, case.logits))]
         if target := case.memory:
             baseline = memory(LIBRARY, case_named(target.baseline)) if target.baseline else None
-            verdicts.append(target.judge(found, baseline))
-    entry(turns, implementation, memory=found, errors=turns.errors.get(implementation), targets=verdicts)
+            verdicts.append(target.judge(extra["memory"], baseline))
+    entry(turns, implementation, targets=verdicts, **extra)
     if sentence := missed(verdicts):
         pytest.fail(sentence, pytrace=False)
 

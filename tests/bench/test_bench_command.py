@@ -135,7 +135,7 @@ def test_a_measured_case_is_written_saved_and_compared(tmp_path):
     assert done.returncode == (pytest.ExitCode.OK if verdict["met"] else pytest.ExitCode.TESTS_FAILED), text
     assert "node" not in record["machine_info"] and record["machine"]["threads"] == 1
     # And back: the same case against the saved run, on the same machine.
-    again = _pytest_bench(*few, "--benchmark-compare", "-k", f"{TINY} and library")
+    again = _pytest_bench(*few, "--benchmark-only", "--benchmark-compare", "-k", f"{TINY} and library")
     text = again.stdout + again.stderr
     assert (
         again.returncode == 0
