@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.cases import LIBRARY, TITLES
-from bench.formats import MEGABYTE
 from bench.results import ResultsError, latest, load
+from bench.targets import MEGABYTE
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; dashes and markers tell f.
 _COLOURS = {LIBRARY: "#0072B2", "eager": "#D55E00", "tidy": "#009E73", "compiled": "#CC79A7"}

@@ -11,9 +11,8 @@ from typing import Any
 from tabulate import tabulate, tabulate_formats
 
 from bench.cases import LIBRARY, TITLES
-from bench.formats import duration, megabytes
 from bench.results import ResultsError, latest, load, machine_line
-from bench.targets import target_rows
+from bench.targets import MEGABYTE, target_rows
 
 Entry = Mapping[str, Any]
 
@@ -80,6 +79,24 @@ def _targets(entries: Sequence[Entry]) -> list[dict[str, str]]:
     return [
         {"case": entry["group"], **row} for entry in entries for row in target_rows(_info(entry).get("targets") or ())
     ]
+
+
+def duration(seconds: float) -> str:
+    """Three digits and a unit: 7.12 ms, 1.05 s."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{_digits(seconds / size)} {unit}"
+    return f"{_digits(seconds / 1e-6)} us"
+
+
+def megabytes(count: float) -> str:
+    """Bytes as megabytes, with one decimal below 10."""
+    value = count / MEGABYTE
+    return f"{value:.1f} MB" if value < 10 else f"{value:,.0f} MB"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.formats import MEGABYTE
 from bench.timing import ratios, spread
 
 LIBRARY = "library"
+MEGABYTE = 1_000_000  # bytes, not 2**20
 Verdict = dict[str, Any]  # text, required, measured, unit, spread (smallest and largest of the rounds, or None), met
 
 

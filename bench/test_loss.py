@@ -8,10 +8,9 @@ import pytest
 
 from bench.accuracy import compare, limit_of, oracle
 from bench.cases import CASES, LIBRARY, ONE_THREAD, TIME_PER_CODE, Case, case_named
-from bench.formats import MEGABYTE
 from bench.implementations import Problem, build_loss, forward_backward
 from bench.memory import probe, probe_in_fresh_process
-from bench.targets import missed
+from bench.targets import MEGABYTE, missed
 from bench.timing import alternate, repeats_per_turn
 from bench.turns import Settings, Turns, each_implementation, selected
 

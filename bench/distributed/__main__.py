@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from bench.distributed.rank_processes import Group
+from bench.distributed import rank_processes as ranks
 from bench.distributed.traffic import COLLECTIVES, bytes_sent
 from bench.results import describe, machine_line, path_for, write_json
 from bench.targets import LIBRARY, Speed, Verdict, judged, target_rows
@@ -43,11 +43,11 @@ def as_case(shape: tuple[int, int], c: int) -> dict[str, int]:
 def speed(codes: Sequence[int], rounds: int, turn_seconds: float, backend: str | None) -> list[dict[str, Any]]:
     """One process against two, each with one thread, for each number of codes."""
     rows = []
-    with Group(1) as one, Group(2) as two:
+    with ranks.Group(1) as one, ranks.Group(2) as two:
         for case in (as_case(SPEED_SHAPE, c) for c in codes):
-            one.run("prepare", case, backend)
-            two.run("prepare", case, backend)
-            calls = {"one": partial(one.run, "step"), "two": partial(two.run, "step")}
+            one.run(ranks.prepare, case, backend)
+            two.run(ranks.prepare, case, backend)
+            calls = {"one": partial(one.run, ranks.step), "two": partial(two.run, ranks.step)}
             seconds = alternate(calls, rounds, turn_seconds=turn_seconds)
             taken = {name: {"seconds": values, **spread(values)} for name, values in seconds.items()}
             rows.append({"case": case, **taken, "ratio": spread(ratios(seconds["one"], seconds["two"]))})
@@ -58,10 +58,10 @@ def traffic(codes: Sequence[int], worlds: Sequence[int], backend: str | None) ->
     """Bytes per rank and step, the mean over ranks, by collective."""
     rows = []
     for world in worlds:
-        with Group(world) as group:
+        with ranks.Group(world) as group:
             for case in (as_case(shape, c) for shape in TRAFFIC_SHAPES for c in codes):
-                group.run("prepare", case, backend)
-                found = group.run("traffic")
+                group.run(ranks.prepare, case, backend)
+                found = group.run(ranks.traffic)
                 mean = {name: statistics.mean(rank.get(name, 0.0) for rank in found) for name in COLLECTIVES}
                 h, dictionary = torch.empty(1, case["f"]), HadamardDictionary(case["f"], case["c"])
                 row_scalars = select(backend, "cplearn_loss", dictionary, h).Shard.ROW_SCALARS
@@ -85,7 +85,7 @@ def judge(record: Mapping[str, Any]) -> list[Verdict]:
     return verdicts
 
 
-def table(record: Mapping[str, Any], tablefmt: str = "simple") -> str:
+def table(record: Mapping[str, Any]) -> str:
     """The record as text: where it was measured, speed, traffic, targets."""
 
     def milliseconds(values: Mapping[str, float]) -> str:
@@ -101,7 +101,7 @@ def table(record: Mapping[str, Any], tablefmt: str = "simple") -> str:
          "all, B": f"{sum(row['counted'].values()):.0f}", "formula, B": f"{sum(row['formula'].values()):.0f}"}
         for row in record["traffic"]
     ]  # fmt: skip
-    blocks = [tabulate(rows, headers="keys", tablefmt=tablefmt, disable_numparse=True)
+    blocks = [tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
               for rows in (speeds, sent, target_rows(record["targets"])) if rows]  # fmt: skip
     return "\n\n".join([machine_line(record["machine"]), *blocks])
 
@@ -116,12 +116,11 @@ def main(arguments: list[str] | None = None) -> int:
     add("--rounds", type=int, default=9, help="of the speed (9)")
     add("--turn-seconds", type=float, default=1.0, help="length of a turn at least (1)")
     add("--backend", help="the library's backend; the fastest unless given")
-    add("--format", default="simple", help="of the tables: one of tabulate's, github for Markdown (simple)")
     add(
         "--json", type=Path, nargs="?", const=Path(), metavar="FILE", help="results file; without FILE in bench/results"
     )
     given = parser.parse_args(arguments)
-    # Before any process starts: by default OpenMP's threads spin while they wait, on cores that other ranks want.
+    # Inherited by the ranks: by default OpenMP's threads spin while they wait, on cores that other ranks want.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     machine = describe(1)
     try:
@@ -132,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
             "traffic": traffic(given.traffic_codes, given.world, given.backend),
         }  # fmt: skip
         record["targets"] = judge(record)
-        print(table(record, given.format))
+        print(table(record))
         if given.json is not None:
             path = path_for("distributed", machine) if given.json == Path() else given.json
             write_json(path, record)

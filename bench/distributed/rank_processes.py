@@ -3,59 +3,44 @@
 from __future__ import annotations
 
 import datetime
+import multiprocessing
 import os
 import tempfile
-import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import multiprocessing
 
 from bench.distributed.traffic import counted
 from cplearn_kernels import HadamardDictionary, cplearn_loss
 
 _SECONDS_TO_ANSWER = 600
+_call: Callable[[], float]  # in a rank: one step of the case that was prepared
 
 
-class Group:
+class Group(ExitStack):
     """`world` processes in one gloo group; a single one computes the loss on its own, without the group."""
 
     def __init__(self, world: int) -> None:
-        self._folder = tempfile.TemporaryDirectory()
-        self._ranks = []
-        context = multiprocessing.get_context("spawn")
-        for rank in range(world):
-            here, there = context.Pipe()
-            arguments = (rank, world, os.path.join(self._folder.name, "store"), there)
-            process = context.Process(target=_work, args=arguments, daemon=True)
-            process.start()
-            there.close()
-            self._ranks.append((process, here))
+        super().__init__()
+        store = os.path.join(self.enter_context(tempfile.TemporaryDirectory()), "store")
+        spawn = multiprocessing.get_context("spawn")
+        pools = (ProcessPoolExecutor(1, spawn, _join, (rank, world, store)) for rank in range(world))
+        self._ranks = [self.enter_context(pool) for pool in pools]
 
-    def run(self, request: str, *arguments: Any) -> list[Any]:
-        """What each rank answers to "prepare", "step" or "traffic"."""
-        for _, pipe in self._ranks:
-            pipe.send((request, *arguments))
-        answers = []
-        for rank, (_, pipe) in enumerate(self._ranks):
-            if not pipe.poll(_SECONDS_TO_ANSWER):
-                raise RuntimeError(f"rank {rank} did not answer within {_SECONDS_TO_ANSWER} s")
-            good, value = pipe.recv()
-            if not good:
-                raise RuntimeError(f"rank {rank} of {len(self._ranks)}: {value}")
-            answers.append(value)
-        return answers
+    def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """What `prepare`, `step` or `traffic` returns on each rank, all of them at it at the same time."""
+        answers = [rank.submit(function, *arguments) for rank in self._ranks]
+        return [answer.result(_SECONDS_TO_ANSWER) for answer in answers]
 
-    def __enter__(self) -> Group:
-        return self
 
-    def __exit__(self, *error: object) -> None:
-        for process, _ in self._ranks:
-            process.kill()
-            process.join()
-        self._folder.cleanup()
+def _join(rank: int, world: int, store: str) -> None:
+    torch.set_num_threads(1)
+    timeout = datetime.timedelta(seconds=300)
+    dist.init_process_group("gloo", rank=rank, world_size=world, init_method=f"file://{store}", timeout=timeout)
 
 
 def rows_of(case: Mapping[str, int], rank: int, world: int) -> list[torch.Tensor]:
@@ -65,35 +50,29 @@ def rows_of(case: Mapping[str, int], rank: int, world: int) -> list[torch.Tensor
     return [view.tensor_split(world)[rank].clone().requires_grad_() for view in views]
 
 
-def _work(rank: int, world: int, store: str, pipe) -> None:
-    """Answers requests until the pipe closes."""
-    try:
-        torch.set_num_threads(1)
-        dist.init_process_group("gloo", rank=rank, world_size=world, init_method=f"file://{store}",
-                                timeout=datetime.timedelta(seconds=300))  # fmt: skip
-        group = "world" if world > 1 else None
-        state: dict[str, Any] = {}
+def prepare(case: Mapping[str, int], backend: str | None) -> None:
+    """Makes the inputs of the steps that follow."""
+    global _call
+    rank, world = dist.get_rank(), dist.get_world_size()
+    views, dictionary = rows_of(case, rank, world), HadamardDictionary(case["f"], case["c"])
+    options = {"temperature": 0.3, "process_group": "world" if world > 1 else None, "backend": backend}
 
-        def prepare(case: Mapping[str, int], backend: str | None) -> None:
-            state.update(views=rows_of(case, rank, world), dictionary=HadamardDictionary(case["f"], case["c"]),
-                         options={"temperature": 0.3, "process_group": group, "backend": backend})  # fmt: skip
+    def call() -> float:
+        loss = cplearn_loss(*views, dictionary, **options)
+        torch.autograd.grad(loss, views)
+        return loss.item()
 
-        def step() -> float:
-            loss = cplearn_loss(*state["views"], state["dictionary"], **state["options"])
-            torch.autograd.grad(loss, state["views"])
-            return loss.item()
+    _call = call
 
-        def traffic() -> dict[str, float]:
-            step()  # groups compare notes once, when they meet
-            with counted() as found:
-                step()
-            return dict(found)
 
-        answers = {"prepare": prepare, "step": step, "traffic": traffic}
-        while True:
-            request, *arguments = pipe.recv()
-            pipe.send((True, answers[request](*arguments)))
-    except EOFError:
-        pass
-    except BaseException:
-        pipe.send((False, traceback.format_exc()))
+def step() -> float:
+    """One loss with its gradient; the loss."""
+    return _call()
+
+
+def traffic() -> dict[str, float]:
+    """The bytes of one step by collective. The step before it lets the ranks meet."""
+    _call()
+    with counted() as found:
+        _call()
+    return dict(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 import torch.distributed as dist
@@ -39,45 +39,36 @@ def bytes_sent(N: int, f: int, world: int, *, element: int, row_scalars: int) ->
     }
 
 
+# Names of torch.distributed's functions, the second since PyTorch 2.13; what the formula counts of their arguments.
+_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+_COUNTED = {
+    _GATHER: ("all-gather", lambda rank, world, output, part: (world - 1) * part.nbytes),
+    "all_reduce": ("all-reduce", lambda rank, world, tensor, operation: 2 * (world - 1) / world * tensor.nbytes),
+    "all_to_all_single": (
+        "all-to-all",
+        lambda rank, world, output, source, received, sent: (sum(sent) - sent[rank]) * source.element_size(),
+    ),
+}
+_NOT_COUNTED = ("all_gather", "all_to_all", "broadcast", "reduce", "reduce_scatter", "reduce_scatter_tensor", "isend")
+
+
 @contextlib.contextmanager
 def counted() -> Iterator[dict[str, float]]:
     """Inside, what this rank hands to torch.distributed is counted by collective, in the bytes of the formula above."""
     found: dict[str, float] = defaultdict(float)
 
-    def gather(old):
-        def counting(output, part, *rest, **options):
-            found["all-gather"] += (dist.get_world_size(options["group"]) - 1) * part.nbytes
-            return old(output, part, *rest, **options)
+    def hooked(name: str, call: Callable) -> Callable:
+        def counting(*arguments, **options):
+            if name in _NOT_COUNTED:
+                raise NotImplementedError(f"{name} is not counted here, and the loss calls it")
+            collective, size = _COUNTED[name]
+            group = options["group"]
+            found[collective] += size(dist.get_rank(group), dist.get_world_size(group), *arguments)
+            return call(*arguments, **options)
 
         return counting
 
-    def reduce(old):
-        def counting(tensor, *rest, **options):
-            world = dist.get_world_size(options["group"])
-            found["all-reduce"] += 2 * (world - 1) / world * tensor.nbytes
-            return old(tensor, *rest, **options)
-
-        return counting
-
-    def exchange(old):
-        def counting(output, source, received, sent, **options):
-            own = sent[dist.get_rank(options["group"])]
-            found["all-to-all"] += (sum(sent) - own) * source.element_size()
-            return old(output, source, received, sent, **options)
-
-        return counting
-
-    def unknown(old):
-        def refusing(*arguments, **options):
-            raise NotImplementedError(f"{old.__name__} is not counted here, and the loss calls it")
-
-        return refusing
-
-    # Its name since PyTorch 2.13, which keeps the older one beside it.
-    gathering = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
-    hooks = {gathering: gather, "all_reduce": reduce, "all_to_all_single": exchange}
-    others = ("all_gather", "all_to_all", "broadcast", "reduce", "reduce_scatter", "reduce_scatter_tensor", "isend")
     with contextlib.ExitStack() as stack:
-        for name, hook in (hooks | dict.fromkeys(others, unknown)).items():
-            stack.enter_context(mock.patch.object(dist, name, hook(getattr(dist, name))))
+        for name in (*_COUNTED, *_NOT_COUNTED):
+            stack.enter_context(mock.patch.object(dist, name, hooked(name, getattr(dist, name))))
         yield found

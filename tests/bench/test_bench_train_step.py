@@ -15,8 +15,8 @@ for name in ("kornia", "tqdm"):
 from bench import results
 from bench.training import train_step
 from train import backbones, loop, methods, optimisers
-from train.data.augment import TwoViews
 from train.config import Config
+from train.data.augment import TwoViews
 from train.methods import CPLearn
 from train.seeds import derive_seed
 
