@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bench.cases import CASES, LIBRARY, case_named
+from bench.results import describe
 from bench.table import tables
 from bench.timing import ratios, spread
 from bench.turns import Settings, Turns, params_of, replay, seconds_of_the_turns
+from cplearn_kernels.backends import check_name
 
 _HERE = Path(__file__).resolve().parent
 
@@ -25,19 +28,13 @@ _MACHINE = pytest.StashKey[dict]()
 _OF_THE_RUN = ("commit", "date", "load_average")
 
 
-def _positive(value: str) -> int:
-    if (number := int(value)) < 1:
-        raise ValueError(value)
-    return number
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Registers our options; pytest takes no abbreviations, so `--benchmark` and pytest-benchmark's are distinct."""
     group = parser.getgroup("cplearn-kernels", "benchmarks of cplearn-kernels")
     group.addoption("--benchmark", action="store_true", help="measure (default: check each benchmark once, small)")
     group.addoption("--benchmark-full", action="store_true", help="--benchmark with what takes minutes more")
     group.addoption("--backend", default="cpu", help="the library's backend (default: cpu)")
-    group.addoption("--threads", type=_positive, default=2, help="threads of torch and the library (default: 2)")
+    group.addoption("--threads", type=int, default=2, help="threads of torch and the library (default: 2)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -75,12 +72,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in left_out]
     if config.option.collectonly or not ours:
         return
-    from bench.implementations import check_backend
-
     try:
-        check_backend(settings.backend)
-    except (ValueError, RuntimeError, NotImplementedError) as error:
-        raise pytest.UsageError(f"--backend {settings.backend}: {error}") from None
+        check_name(settings.backend)
+    except ValueError as error:
+        raise pytest.UsageError(f"--{error}") from None
     _machine(config)  # while it is still idle
 
 
@@ -95,8 +90,6 @@ def _wanted(params: Mapping[str, str], settings: Settings) -> bool:
 def _machine(config: pytest.Config) -> dict[str, Any]:
     """The description of the machine, made once."""
     if _MACHINE not in config.stash:
-        from bench.results import describe
-
         config.stash[_MACHINE] = describe(config.stash[_SETTINGS].threads)
     return config.stash[_MACHINE]
 
@@ -117,8 +110,6 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
 @pytest.fixture(scope="session")
 def settings(pytestconfig: pytest.Config) -> Iterator[Settings]:
     """The session's settings, with torch on the chosen number of threads."""
-    import torch
-
     before = torch.get_num_threads()
     torch.set_num_threads(pytestconfig.stash[_SETTINGS].threads)
     yield pytestconfig.stash[_SETTINGS]

@@ -108,9 +108,3 @@ def function_call(implementation: str, problem: Problem, backend: str) -> Callab
         return value.detach(), *torch.autograd.grad(value, h, upstream)
 
     return with_gradient
-
-
-def check_backend(backend: str) -> None:
-    """Raises what the library raises when `backend` is unknown or cannot run here."""
-    problem = Problem(Case(2, 4, 8))
-    forward_backward(build_loss(LIBRARY, problem, backend), problem)

@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+from matplotlib import pyplot
+
 from bench.cases import LIBRARY, TITLES
 from bench.results import ResultsError, latest, load
 from bench.targets import MEGABYTE
@@ -46,11 +49,7 @@ def series(entries: Sequence[Mapping[str, Any]], n: int) -> tuple[Series, Series
 
 def draw(record: Mapping[str, Any], path: Path, n: int = 64) -> None:
     """Writes the picture, two panels side by side, as PNG (or what the suffix of `path` says)."""
-    import matplotlib
-
     matplotlib.use("Agg")  # no display needed
-    from matplotlib import pyplot
-
     times, memory = series(record["benchmarks"], n)
     if not times:
         sizes = ", ".join(map(str, sorted({entry["extra_info"]["n"] for entry in record["benchmarks"]})))
@@ -62,27 +61,15 @@ def draw(record: Mapping[str, Any], path: Path, n: int = 64) -> None:
     for axis, (lines, label) in zip(axes, panels, strict=True):
         for (name, f), points in sorted(lines.items(), key=lambda item: (item[0][1], order.index(item[0][0]))):
             dash, marker = _FEATURE_STYLES[features.index(f) % len(_FEATURE_STYLES)]
-            axis.plot(
-                *zip(*points, strict=True),
-                dash,
-                marker=marker,
-                markersize=4.5,
-                color=_COLOURS[name],
-                label=f"{TITLES[name]}, f = {f}",
-            )
+            style = {"marker": marker, "markersize": 4.5, "color": _COLOURS[name], "label": f"{TITLES[name]}, f = {f}"}
+            axis.plot(*zip(*points, strict=True), dash, **style)
         axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
-        axis.set_xlabel("number of codes c")
-        axis.set_ylabel(label)
+        axis.set(yscale="log", xlabel="number of codes c", ylabel=label)
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize="x-small", frameon=False)
     machine = record["machine"]
-    figure.suptitle(
-        f"cplearn_loss, n = {n}: {machine['cpu']}, {machine['threads']} threads, "
-        f"torch {machine['torch']}, {machine['date']}",
-        fontsize="medium",
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    where = f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, {machine['date']}"
+    figure.suptitle(f"cplearn_loss, n = {n}: {where}", fontsize="medium")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
@@ -95,14 +82,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--n", type=int, default=64, help="rows per view of the lines drawn (default: 64)")
     given = parser.parse_args(arguments)
     try:
-        path = given.json if given.json is not None else latest()
-        output = given.output if given.output is not None else path.with_suffix(".png")
+        path = given.json or latest()
+        output = given.output or path.with_suffix(".png")
         draw(load(path), output, given.n)
     except ResultsError as error:
         print(f"bench.plot: {error}", file=sys.stderr)
-        return 1
-    except ImportError as error:
-        print(f"bench.plot: {error}; `pip install matplotlib` or the extra [bench]", file=sys.stderr)
         return 1
     print(output)
     return 0
