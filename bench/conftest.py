@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from bench.cases import CASES, LIBRARY, case_named
-from bench.results import describe
 from bench.table import tables
 from bench.timing import ratios, spread
 from bench.turns import Settings, Turns, params_of, replay, seconds_of_the_turns
 from cplearn_kernels.backends import check_name
+from train.machine import describe
 
 _HERE = Path(__file__).resolve().parent
 

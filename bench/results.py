@@ -1,4 +1,4 @@
-"""Reading the JSON that pytest-benchmark writes, and where results of all benchmarks are.
+"""Results: where they are, what pytest-benchmark writes, and how the other benchmarks print and write theirs.
 
 `pytest bench/ --benchmark --benchmark-json=FILE` is pytest-benchmark's own format. What this project adds to an entry of
 "benchmarks" stands in its "extra_info":
@@ -12,13 +12,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from train.machine import describe, slug
+from tabulate import tabulate
 
-__all__ = ["RESULTS", "ResultsError", "describe", "latest", "load", "machine_line", "path_for", "slug", "write_json"]
+from bench.targets import target_rows
+from train.machine import slug
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -52,7 +53,7 @@ def latest() -> Path:
 
 
 def machine_line(machine: Mapping[str, Any]) -> str:
-    """Where a number comes from, in one line; `machine` is what `describe` returns."""
+    """Where a number comes from, in one line; `machine` is what `train.machine.describe` returns."""
     return (
         f"{machine['cpu']} ({machine['cpu_capability']}), {machine['threads']} threads; torch {machine['torch']}; "
         f"cplearn-kernels {machine['cplearn_kernels']} at {machine['commit'] or 'no commit'}; {machine['date']}; "
@@ -65,6 +66,21 @@ def path_for(benchmark: str, machine: Mapping[str, Any]) -> Path:
     return RESULTS / f"{benchmark}-{slug(machine.get('gpu') or machine['cpu'])}-{machine['threads']}t.json"
 
 
-def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Writes a record as JSON."""
-    path.write_text(json.dumps(record, indent=1) + "\n")
+def report(record: Mapping[str, Any], tables: Iterable[Sequence[Mapping[str, str]]], path: Path | None) -> int:
+    """Prints where a record was measured, its tables and targets, and writes it; the exit status, 1 if one is missed.
+
+    Args:
+        record: has "benchmark", "machine" and perhaps "targets".
+        tables: rows with a text for each heading.
+        path: the file to write; `Path()`: in `bench/results`, None: nowhere.
+    """
+    verdicts = record.get("targets", [])
+    texts = [
+        tabulate(rows, "keys", "github", disable_numparse=True) for rows in (*tables, target_rows(verdicts)) if rows
+    ]
+    print("\n\n".join([machine_line(record["machine"]), *texts]))
+    if path is not None:
+        path = path_for(record["benchmark"], record["machine"]) if path == Path() else path
+        path.write_text(json.dumps(record, indent=1) + "\n")
+        print(f"\nwritten: {path.name}")
+    return int(not all(verdict["met"] for verdict in verdicts))

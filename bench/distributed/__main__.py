@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tabulate import tabulate
 
 from bench.distributed import rank_processes as ranks
 from bench.distributed.traffic import COLLECTIVES, bytes_sent
-from bench.results import describe, machine_line, path_for, write_json
-from bench.targets import LIBRARY, Speed, Verdict, judged, target_rows
+from bench.results import report
+from bench.targets import LIBRARY, Speed, Verdict, judged
 from bench.timing import alternate, ratios, spread
 from cplearn_kernels import HadamardDictionary
 from cplearn_kernels.backends import select
+from train.machine import describe
 
 SPEED_SHAPE, SPEED_CODES, TWICE = (256, 128), 1 << 20, Speed("one", 1.8)
 TRAFFIC_SHAPES = ((64, 128), (256, 128), (64, 256))
@@ -85,8 +85,8 @@ def judge(record: Mapping[str, Any]) -> list[Verdict]:
     return verdicts
 
 
-def table(record: Mapping[str, Any]) -> str:
-    """The record as text: where it was measured, speed, traffic, targets."""
+def tables(record: Mapping[str, Any]) -> list[list[dict[str, str]]]:
+    """Rows of the speed and of the traffic."""
 
     def milliseconds(values: Mapping[str, float]) -> str:
         return "{:.3g} ({:.3g}..{:.3g})".format(*(1e3 * values[key] for key in ("median", "min", "max")))
@@ -101,9 +101,7 @@ def table(record: Mapping[str, Any]) -> str:
          "all, B": f"{sum(row['counted'].values()):.0f}", "formula, B": f"{sum(row['formula'].values()):.0f}"}
         for row in record["traffic"]
     ]  # fmt: skip
-    blocks = [tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
-              for rows in (speeds, sent, target_rows(record["targets"])) if rows]  # fmt: skip
-    return "\n\n".join([machine_line(record["machine"]), *blocks])
+    return [speeds, sent]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -116,30 +114,22 @@ def main(arguments: list[str] | None = None) -> int:
     add("--rounds", type=int, default=9, help="of the speed (9)")
     add("--turn-seconds", type=float, default=1.0, help="length of a turn at least (1)")
     add("--backend", help="the library's backend; the fastest unless given")
-    add(
-        "--json", type=Path, nargs="?", const=Path(), metavar="FILE", help="results file; without FILE in bench/results"
-    )
+    add("--json", type=Path, nargs="?", const=Path(), metavar="FILE", help="results (in bench/results without FILE)")
     given = parser.parse_args(arguments)
     # Inherited by the ranks: by default OpenMP's threads spin while they wait, on cores that other ranks want.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    machine = describe(1)
     try:
         record: dict[str, Any] = {
-            "benchmark": "distributed", "machine": machine,
+            "benchmark": "distributed", "machine": describe(1),
             "settings": {"backend": given.backend, "rounds": given.rounds},
             "speed": speed(given.codes, given.rounds, given.turn_seconds, given.backend),
             "traffic": traffic(given.traffic_codes, given.world, given.backend),
         }  # fmt: skip
         record["targets"] = judge(record)
-        print(table(record))
-        if given.json is not None:
-            path = path_for("distributed", machine) if given.json == Path() else given.json
-            write_json(path, record)
-            print(f"\nwritten: {path.name}")
+        return report(record, tables(record), given.json)
     except (OSError, RuntimeError, ValueError) as error:
         print(f"bench.distributed: {error}", file=sys.stderr)
         return 2
-    return int(not all(it["met"] for it in record["targets"]))
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tabulate import tabulate
 
-from bench.results import RESULTS, describe, slug, write_json
+from bench.results import report
+from train.machine import describe
 
 SOURCES = Path(__file__).resolve().parents[2] / "csrc" / "bench"
 Entry = Mapping[str, Any]
@@ -73,9 +73,10 @@ def _seconds(call: Callable[[], Any]) -> float:
     return (time.perf_counter() - began) / 10
 
 
-def table(entries: Sequence[Entry]) -> str:
-    """Markdown, 10^9 per second and core: a row per method or operation, a column per direction and f, or for vectors."""
-    rows: dict[str, dict[str, Any]] = {}
+def table(entries: Sequence[Entry]) -> list[dict[str, str]]:
+    """10^9 per second and core: a row per method or operation, a column per direction and f, or for vectors."""
+    columns: dict[str, str] = {}
+    rows: dict[str, dict[str, str]] = {}
     for entry in entries:
         if "method" in entry:
             name, column = entry["method"], f"10^9 products, {entry['direction']}, f={entry['num_features']}"
@@ -83,8 +84,9 @@ def table(entries: Sequence[Entry]) -> str:
         else:
             name, column = entry["operation"], f"10^9 vectors of {entry['lanes']} floats"
             rate = entry["vectors_per_second"]
-        rows.setdefault(name, {"": name})[column] = rate / 1e9
-    return tabulate(rows.values(), headers="keys", tablefmt="github", floatfmt=".1f", missingval="-")
+        columns[column] = "-"
+        rows.setdefault(name, {})[column] = f"{rate / 1e9:.1f}"
+    return [{"": name, **columns, **row} for name, row in rows.items()]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -92,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.micro", description=__doc__.splitlines()[0])
     parser.add_argument("benchmark", choices=["vector_rates", "sign_products"])
     parser.add_argument("--compiler", default="c++", help="C++ compiler, GCC or Clang (default: c++)")
-    parser.add_argument("--json", type=Path, help="results file (default: in bench/results)")
+    parser.add_argument("--json", type=Path, default=Path(), help="results file (default: in bench/results)")
     given = parser.parse_args(arguments)
     machine = describe(threads=1)  # while the machine is still idle
     try:
@@ -102,10 +104,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     if given.benchmark == "sign_products":
         entries += torch_products()
-    path = given.json or RESULTS / f"{given.benchmark}-{slug(machine['cpu'])}.json"
-    write_json(path, {"benchmark": given.benchmark, "machine": machine, "entries": entries})
-    print(f"{table(entries)}\nwritten: {path.name}")
-    return 0
+    record = {"benchmark": given.benchmark, "machine": machine, "entries": entries}
+    return report(record, [table(entries)], given.json)
 
 
 if __name__ == "__main__":

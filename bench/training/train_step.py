@@ -20,17 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from torch import Tensor
 
-from bench.results import describe, machine_line, path_for, write_json
-from bench.targets import Verdict, judged, target_rows
+from bench.results import report
+from bench.targets import Verdict, judged
 from bench.timing import alternate, spread
 from cplearn_kernels.backends import select
 from train import backbones, data, loop, methods, optimisers
-from train.data.augment import TwoViews
 from train.config import Config
+from train.data.augment import TwoViews
 from train.errors import InputError
+from train.machine import describe
 from train.seeds import derive_seed
 
 PARTS = ("views", "encoder forward", "loss", "encoder backward", "optimiser")
@@ -104,22 +104,18 @@ def judge(rows: Sequence[Mapping[str, Any]], batch_size: int) -> list[Verdict]:
     return verdicts
 
 
-def table(record: Mapping[str, Any]) -> str:
-    """The record as text: where it was measured, one line per row, one line per target."""
+def tables(record: Mapping[str, Any]) -> list[list[dict[str, str]]]:
+    """The settings, and one row per case: median (min..max) over the rounds."""
 
     def cell(values: Mapping[str, float], factor: float) -> str:
         return "{:.3g} ({:.3g}..{:.3g})".format(*(factor * values[key] for key in ("median", "min", "max")))
 
-    machine, settings = record["machine"], record["settings"]
     rows = [
         {"": row["name"], "backend": row["backend"] or "-", "ms a step": cell(row["step"], 1e3)}
         | {f"{part}, %": cell(row["parts"][part], 100) for part in PARTS}
         for row in record["rows"]
     ]
-    what = ", ".join(f"{key} {value}" for key, value in settings.items())
-    tables = [tabulate(lines, headers="keys", disable_numparse=True)
-              for lines in (rows, target_rows(record["targets"]))]  # fmt: skip
-    return "\n\n".join([f"{machine['gpu'] or ''} {machine_line(machine)}\n{what}".strip(), *filter(None, tables)])
+    return [[{key: str(value) for key, value in record["settings"].items()}], rows]
 
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
@@ -174,16 +170,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         torch.set_num_threads(given.threads)
         record = run(given)
-        print(table(record))
-        if given.json is not None:
-            device = record["settings"]["device"]
-            path = path_for(f"train_step-{device}", record["machine"]) if given.json == Path() else given.json
-            write_json(path, record)
-            print(f"\nwritten: {path.name}")
+        return report(record, tables(record), given.json)
     except (InputError, ValueError, OSError, RuntimeError) as error:
         print(f"bench.training.train_step: {error}", file=sys.stderr)
         return 2
-    return int(not all(it["met"] for it in record["targets"]))
 
 
 if __name__ == "__main__":
