@@ -29,12 +29,15 @@ def bytes_sent(N: int, f: int, world: int, *, element: int, row_scalars: int) ->
                          all-reduce   2 (16 + 32) N (R - 1) / R      more
         scalars          all-reduce   2 (16 S N + 8) (R - 1) / R
         gradients        all-to-all   8 N f (R - 1) / R
+
+    In "rows" N is rounded up to a multiple of R: shorter parts are padded.
     """
     share = (world - 1) / world
     few = world <= _FEW_RANKS
+    longest = -(-N // world) * world
     return {
         "all-to-all": 8 * _COMPARED_INTEGERS * (world - 1) + 8 * N * f * share,
-        "all-gather": 2 * N * f * element * share + (32 * N * (world - 1) if few else 0),
+        "all-gather": 2 * longest * f * element * share + (32 * N * (world - 1) if few else 0),
         "all-reduce": 2 * share * (16 * row_scalars * N + 8 + (0 if few else 48 * N)),
     }
 
