@@ -61,6 +61,11 @@ def machine_line(machine: Mapping[str, Any]) -> str:
     )
 
 
+def median_and_range(values: Mapping[str, float], factor: float) -> str:
+    """A `bench.timing.spread` in another unit: 3.14 (3.01..3.5)."""
+    return "{:.3g} ({:.3g}..{:.3g})".format(*(factor * values[key] for key in ("median", "min", "max")))
+
+
 def path_for(benchmark: str, machine: Mapping[str, Any]) -> Path:
     """Where a record belongs: benchmark, processor (or GPU) and threads make the file's name."""
     return RESULTS / f"{benchmark}-{slug(machine.get('gpu') or machine['cpu'])}-{machine['threads']}t.json"

@@ -24,7 +24,7 @@ import torch
 
 from bench.distributed import rank_processes as ranks
 from bench.distributed.traffic import COLLECTIVES, bytes_sent
-from bench.results import report
+from bench.results import median_and_range, report
 from bench.targets import LIBRARY, Speed, Verdict, judged
 from bench.timing import alternate, ratios, spread
 from cplearn_kernels import HadamardDictionary
@@ -87,13 +87,9 @@ def judge(record: Mapping[str, Any]) -> list[Verdict]:
 
 def tables(record: Mapping[str, Any]) -> list[list[dict[str, str]]]:
     """Rows of the speed and of the traffic."""
-
-    def milliseconds(values: Mapping[str, float]) -> str:
-        return "{:.3g} ({:.3g}..{:.3g})".format(*(1e3 * values[key] for key in ("median", "min", "max")))
-
     speeds = [
-        {**row["case"], "one process, ms": milliseconds(row["one"]), "two processes, ms": milliseconds(row["two"]),
-         "times as fast": "{median:.2f} ({min:.2f}..{max:.2f})".format(**row["ratio"])}
+        {**row["case"], "one process, ms": median_and_range(row["one"], 1e3),
+         "two processes, ms": median_and_range(row["two"], 1e3), "times as fast": median_and_range(row["ratio"], 1)}
         for row in record["speed"]
     ]  # fmt: skip
     sent = [

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.results import report
+from bench.results import median_and_range, report
 from bench.targets import Verdict, judged
 from bench.timing import alternate, spread
 from cplearn_kernels.backends import select
@@ -106,13 +106,9 @@ def judge(rows: Sequence[Mapping[str, Any]], batch_size: int) -> list[Verdict]:
 
 def tables(record: Mapping[str, Any]) -> list[list[dict[str, str]]]:
     """The settings, and one row per case: median (min..max) over the rounds."""
-
-    def cell(values: Mapping[str, float], factor: float) -> str:
-        return "{:.3g} ({:.3g}..{:.3g})".format(*(factor * values[key] for key in ("median", "min", "max")))
-
     rows = [
-        {"": row["name"], "backend": row["backend"] or "-", "ms a step": cell(row["step"], 1e3)}
-        | {f"{part}, %": cell(row["parts"][part], 100) for part in PARTS}
+        {"": row["name"], "backend": row["backend"] or "-", "ms a step": median_and_range(row["step"], 1e3)}
+        | {f"{part}, %": median_and_range(row["parts"][part], 100) for part in PARTS}
         for row in record["rows"]
     ]
     return [[{key: str(value) for key, value in record["settings"].items()}], rows]
