@@ -1,150 +1,151 @@
-"""The options of `pytest bench/`, the session's settings, and the tables at the end of a run."""
+"""The options of `pytest bench/`, the entries of pytest-benchmark, and the tables at the end.
+
+`--benchmark` measures; without it every benchmark runs once, small, and its result is checked.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Iterator
+from typing import Any
 
 import pytest
+import torch
 
-from bench.results import Collector, default_path, save
-from bench.cases import ROWS, Row
-from bench.table import text
+from bench.cases import CASES, LIBRARY, case_named
+from bench.table import tables
+from bench.timing import ratios, spread
+from bench.turns import Settings, Turns, params_of, replay, seconds_of_the_turns
+from cplearn_kernels.backends import check_name
+from train.machine import describe
 
 _HERE = Path(__file__).resolve().parent
 
-
-@dataclass
-class Bench:
-    """What a benchmark needs to know: whether to measure or only to check, how, and where results go."""
-
-    measuring: bool
-    full: bool
-    backend: str
-    threads: int
-    rounds: int
-    collector: Collector | None = None
-
-    def wanted(self, row: Row) -> bool:
-        """Whether this run covers `row`; the check covers all of them, since shrunk rows are cheap."""
-        return self.full or not row.full_only or not self.measuring
-
-
-_BENCH = pytest.StashKey[Bench]()
-
-
-def _positive(value: str) -> int:
-    number = int(value)
-    if number < 1:
-        raise ValueError(value)
-    return number
+_SETTINGS = pytest.StashKey[Settings]()
+_ENTRIES = pytest.StashKey[list]()
+_MACHINE = pytest.StashKey[dict]()
+# What changes from one run to the next on the same machine; pytest-benchmark warns when it compares other machines.
+_OF_THE_RUN = ("commit", "date", "load_average")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Registers our options; pytest takes no abbreviations, so `--benchmark` and pytest-benchmark's are distinct."""
     group = parser.getgroup("cplearn-kernels", "benchmarks of cplearn-kernels")
-    group.addoption("--benchmark", action="store_true",
-                    help="measure, print the tables and write JSON (default: check each benchmark once, small)")
-    group.addoption("--benchmark-full", action="store_true", help="--benchmark with the rows that take minutes")
+    group.addoption("--benchmark", action="store_true", help="measure (default: check each benchmark once, small)")
+    group.addoption("--benchmark-full", action="store_true", help="--benchmark with what takes minutes more")
     group.addoption("--backend", default="cpu", help="the library's backend (default: cpu)")
-    group.addoption("--threads", type=_positive, default=2, help="threads of torch and the library (default: 2)")
-    group.addoption("--rounds", type=_positive, default=5, help="measured rounds (default: 5)")
-    group.addoption("--json", type=Path, default=None, metavar="FILE",
-                    help="results file (default: in bench/results, named by benchmark, backend and machine)")
-    group.addoption("--require-bars", action="store_true", help="with --benchmark: fail when a bar is not met")
+    group.addoption("--threads", type=int, default=2, help="threads of torch and the library (default: 2)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Turns the options into the session's settings."""
-    full = config.getoption("--benchmark-full", default=False)
-    config.stash[_BENCH] = Bench(
-        measuring=config.getoption("--benchmark", default=False) or full,
+    if not config.pluginmanager.hasplugin("benchmark"):
+        raise pytest.UsageError("bench/ needs pytest-benchmark: pip install -e '.[bench]'")
+    option = config.getoption
+    full = option("--benchmark-full", default=False)
+    measuring = option("--benchmark", default=False) or full
+    rounds = int(option("benchmark_min_rounds")) if measuring else 1
+    config.stash[_SETTINGS] = Settings(
+        measuring=measuring,
         full=full,
-        backend=config.getoption("--backend", default="cpu"),
-        threads=config.getoption("--threads", default=2),
-        rounds=config.getoption("--rounds", default=5),
+        backend=option("--backend", default="cpu"),
+        threads=option("--threads", default=2),
+        rounds=rounds,
+        turn_seconds=float(option("benchmark_max_time")) / rounds if measuring else 0.0,
     )
-    if config.stash[_BENCH].measuring and config.getoption("numprocesses", default=None):
+    config.stash[_ENTRIES] = []
+    if measuring and option("numprocesses", default=None):
         raise pytest.UsageError("--benchmark measures one thing at a time; run it without pytest-xdist's -n")
+    if not measuring:
+        config.option.benchmark_disable = True
+    if config.option.benchmark_columns is None:
+        config.option.benchmark_columns = ["median", "min", "max", "iqr", "rounds", "iterations"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out rows this run does not cover, and stops before any work when the run cannot succeed."""
-    bench = config.stash[_BENCH]
+    """Leaves out cases this run does not cover, and stops before any work when the run cannot succeed."""
+    settings = config.stash[_SETTINGS]
     ours = [item for item in items if _HERE in item.path.parents]
-    if not ours:
-        return
-    left_out = {item for item in ours if (row := item.callspec.params.get("row")) and not bench.wanted(row)}
+    left_out = [item for item in ours if "turns" in params_of(item) and not _wanted(params_of(item), settings)]
     if left_out:
-        config.hook.pytest_deselected(items=list(left_out))
+        config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
-    if not config.option.collectonly:
-        _prepare(bench)
-
-
-def _prepare(bench: Bench) -> None:
-    """Checks that the library is here and its backend runs; describes the machine while it is still idle."""
+    if config.option.collectonly or not ours:
+        return
     try:
-        from bench.implementations import check_backend
-        from train.machine import describe
-
-        check_backend(bench.backend)
-    except ImportError as error:
-        raise pytest.UsageError(f"{error}; install the checkout first: pip install -e '.[bench]'") from None
-    except (ValueError, RuntimeError, NotImplementedError) as error:
-        raise pytest.UsageError(f"--backend {bench.backend}: {error}") from None
-    if bench.measuring:
-        settings = {"backend": bench.backend, "rounds": bench.rounds, "full": bench.full}
-        bench.collector = Collector("cplearn_loss", describe(bench.threads), settings)
+        check_name(settings.backend)
+    except ValueError as error:
+        raise pytest.UsageError(f"--{error}") from None
+    _machine(config)  # while it is still idle
 
 
-@pytest.fixture
-def bench(pytestconfig: pytest.Config) -> Iterator[Bench]:
-    """The session's settings, with torch on the chosen number of threads for the length of one benchmark."""
-    import torch
+def _wanted(params: Mapping[str, str], settings: Settings) -> bool:
+    case = case_named(params["turns"])
+    if settings.measuring:
+        return settings.full or not case.full_only
+    # One compilation (10 to 30 s) is enough for a check.
+    return params["implementation"] != "compiled" or case is CASES[0]
 
-    settings = pytestconfig.stash[_BENCH]
+
+def _machine(config: pytest.Config) -> dict[str, Any]:
+    """The description of the machine, made once."""
+    if _MACHINE not in config.stash:
+        config.stash[_MACHINE] = describe(config.stash[_SETTINGS].threads)
+    return config.stash[_MACHINE]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """The processor and the versions instead of the host's name and the clock's rate at this moment."""
+    machine_info.clear()
+    machine_info.update((key, value) for key, value in _machine(config).items() if key not in _OF_THE_RUN)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    """Adds the whole description, for the tables' captions."""
+    output_json["machine"] = _machine(config)
+
+
+@pytest.fixture(scope="session")
+def settings(pytestconfig: pytest.Config) -> Iterator[Settings]:
+    """The session's settings, with torch on the chosen number of threads."""
     before = torch.get_num_threads()
-    torch.set_num_threads(settings.threads)
-    yield settings
+    torch.set_num_threads(pytestconfig.stash[_SETTINGS].threads)
+    yield pytestconfig.stash[_SETTINGS]
     torch.set_num_threads(before)
 
 
-def _missing(bench: Bench, record: dict) -> list[str]:
-    """Wanted rows of which a column lacks its time or its memory."""
-    measured = {entry["name"]: entry["columns"] for entry in record["rows"]}
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """All entries are timed by that clock."""
+    item.add_marker(pytest.mark.benchmark(timer=seconds_of_the_turns))
 
-    def whole(part: dict) -> bool:
-        return "error" in part or {"forward_backward", "memory"} <= part.keys()
 
-    return [row.name for row in ROWS if bench.wanted(row)
-            and not all(whole(measured.get(row.name, {}).get(column, {})) for column in row.columns)]
+@pytest.fixture
+def entry(benchmark, settings: Settings, pytestconfig: pytest.Config):
+    """Makes an implementation's entry: `entry(turns, implementation, **extra)`."""
+
+    def make(turns: Turns, implementation: str, group: str | None = None, **extra: Any) -> None:
+        case = turns.case
+        benchmark.group = group or case.name
+        replay(benchmark, turns, implementation)
+        benchmark.extra_info.update(
+            case=case.name, function=case.function, dictionary=case.dictionary, n=case.n,
+            num_features=case.num_features, num_codes=case.num_codes, logits=case.logits,
+            implementation=implementation, backend=settings.backend, **extra,
+        )  # fmt: skip
+        if implementation != LIBRARY and LIBRARY in turns.seconds:
+            benchmark.extra_info["ratio"] = spread(ratios(turns.seconds[implementation], turns.seconds[LIBRARY]))
+
+    yield make
+    if settings.measuring and benchmark.stats:
+        pytestconfig.stash[_ENTRIES].append(benchmark.stats.as_dict())
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Prints the tables and writes the JSON."""
-    bench = config.stash[_BENCH]
-    if bench.collector is None or not (record := bench.collector.record())["rows"]:
-        return
-    terminalreporter.section("benchmark")
-    terminalreporter.write_line(text(record))
-    chosen, missing = config.getoption("--json"), _missing(bench, record)
-    if missing and chosen is None:
-        # A selection by -k, or a run that was interrupted, must not replace a whole record.
-        terminalreporter.write_line(f"\nnot written: {len(missing)} rows are incomplete; --json FILE writes the rest")
-        return
-    path = chosen or default_path(record)
-    save(record, path)
-    inside = path.is_relative_to(Path.cwd())
-    terminalreporter.write_line(f"\nwritten: {path.relative_to(Path.cwd()) if inside else path}")
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Under `--require-bars`, turns a bar that is not met into a failed run."""
-    bench = session.config.stash[_BENCH]
-    if bench.collector is None or not session.config.getoption("--require-bars"):
-        return
-    if not all(bar["met"] for bar in bench.collector.record()["bars"]):
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    """Prints the tables."""
+    entries: Sequence[Mapping[str, Any]] = config.stash[_ENTRIES]
+    if entries:
+        terminalreporter.section("implementations beside each other")
+        terminalreporter.write_line(tables(entries, "simple"))

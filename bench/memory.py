@@ -1,22 +1,25 @@
-"""Measures how far one call raises a process's peak memory; `python -m bench.memory` is one such process.
+"""Measures how far one call raises a process's peak memory.
 
-Peak resident memory never falls, so every (column, row) gets a fresh process. Linux only: the peak is VmHWM of
-/proc/self/status, set back to the current size just before the call by writing 5 to /proc/self/clear_refs. (The peak
-of getrusage would not do: a child starts with the peak of the process that forked it.)
+Peak resident memory never falls, so every implementation of every case gets a fresh process. Linux only: the peak is
+VmHWM of /proc/self/status, set back to the current size just before the call by writing 5 to /proc/self/clear_refs.
+(The peak of getrusage would not do: a child starts with the peak of the process that forked it.)
 """
 
 from __future__ import annotations
 
-import argparse
 import ctypes
+import functools
 import gc
-import json
-import subprocess
-import sys
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
-from bench.cases import ALL_COLUMNS, COLUMN_TITLES, Row
+import torch
+
+from bench.cases import Case
+from bench.implementations import Problem, build_loss, forward_backward
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -26,7 +29,7 @@ _M_MMAP_THRESHOLD, _THRESHOLD = -3, 128 * 1024
 
 
 class MemoryProbeError(RuntimeError):
-    """Peak memory cannot be measured here, or the measuring process failed."""
+    """Peak memory cannot be measured here."""
 
 
 def _status_bytes(field: str) -> int:
@@ -58,78 +61,40 @@ def peak_growth(call: Callable[[], Any]) -> dict[str, int]:
     return {"before_bytes": before, "peak_bytes": peak, "growth_bytes": max(peak - before, 0)}
 
 
-def _give_back_at_once() -> None:
-    """Makes glibc return every freed array to the system, in this process from now on.
+def probe(implementation: str, case: Case, backend: str) -> dict[str, int]:
+    """Peak growth of one forward + backward of an implementation on `case`, in this process.
+
+    The inputs and, for the formulas, the dense dictionary exist before the call; the latter is reported on its own as
+    `codes_bytes`. A tiny call loads code and starts threads first. The compiled formula is warmed up on the problem
+    itself instead, since compiling takes more memory than running.
+    """
+    problem = Problem(case)
+    loss = build_loss(implementation, problem, backend)
+    codes_bytes = problem.codes_bytes(implementation)
+    if implementation == "compiled":
+        forward_backward(loss, problem)
+    else:
+        tiny = Problem(Case(2, 16, 64, dictionary=case.dictionary))
+        forward_backward(build_loss(implementation, tiny, backend), tiny)
+    result = peak_growth(lambda: forward_backward(loss, problem))
+    return {**result, "codes_bytes": codes_bytes}
+
+
+@functools.cache
+def probe_in_fresh_process(implementation: str, case: Case, backend: str, threads: int) -> dict[str, int]:
+    """`probe` in a process of its own; once for equal arguments."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _prepare, (threads,)) as fresh:
+        return fresh.submit(probe, implementation, case, backend).result(timeout=600)
+
+
+def _prepare(threads: int) -> None:
+    """Sets the number of threads, and makes glibc return every freed array to the system.
 
     By default it raises the size from which it does so as arrays are freed, and keeps the smaller ones; the authors'
     formula on n=64 f=128 c=16384 then peaked at 75 or at 129 MB, differently from run to run. With the threshold fixed
     it is 58 MB every time: what the formula needs, without what the allocator hoards.
     """
+    torch.set_num_threads(threads)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _THRESHOLD)
-
-
-def probe(column: str, row: Row, backend: str) -> dict[str, int]:
-    """Peak growth of one forward + backward of `column` on `row`, in this process.
-
-    The inputs and, for the formulas, the dense dictionary exist before the call; the latter is reported on its own as
-    `codes_bytes`. A tiny call loads code and starts threads first. The compiled column is warmed up on the problem
-    itself instead, since compiling takes more memory than running.
-    """
-    from bench.implementations import Problem, build_loss, forward_backward
-
-    problem = Problem(row)
-    loss = build_loss(column, problem, backend)
-    codes_bytes = problem.codes_bytes(column)
-    if column == "compiled":
-        forward_backward(loss, problem)
-    else:
-        tiny = Problem(Row(2, 16, 64, dictionary=row.dictionary))
-        forward_backward(build_loss(column, tiny, backend), tiny)
-    result = peak_growth(lambda: forward_backward(loss, problem))
-    return {**result, "codes_bytes": codes_bytes}
-
-
-def probe_in_fresh_process(column: str, row: Row, backend: str, threads: int, timeout: float = 600.0) -> dict[str, int]:
-    """`probe` in a process of its own, started from the checkout's root."""
-    command = [sys.executable, "-m", "bench.memory", "--column", column, "--backend", backend]
-    command += ["--threads", str(threads), "--n", str(row.n), "--num-features", str(row.num_features)]
-    command += ["--num-codes", str(row.num_codes), "--dictionary", row.dictionary]
-    root = Path(__file__).resolve().parent.parent
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=timeout)
-    if done.returncode != 0:
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-        raise MemoryProbeError(f"the memory probe of {column} on {row.name} failed: {last[0]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Probes one column on one row and prints the result as one line of JSON."""
-    parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__.splitlines()[0])
-    parser.add_argument("--column", choices=ALL_COLUMNS, default=ALL_COLUMNS[0], help="; ".join(
-        f"{name}: {title}" for name, title in COLUMN_TITLES.items()))
-    parser.add_argument("--backend", default="cpu", help="the library's backend (default: cpu)")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")
-    parser.add_argument("--n", type=int, default=64, help="rows per view (default: 64)")
-    parser.add_argument("--num-features", type=int, default=128, help="length of an embedding (default: 128)")
-    parser.add_argument("--num-codes", type=int, default=1 << 14, help="number of codes (default: 16384)")
-    parser.add_argument("--dictionary", default="hadamard", choices=["hadamard", "rademacher"],
-                        help="kind of dictionary")
-    given = parser.parse_args(arguments)
-
-    import torch
-
-    _give_back_at_once()
-    torch.set_num_threads(given.threads)
-    row = Row(given.n, given.num_features, given.num_codes, dictionary=given.dictionary)
-    try:
-        print(json.dumps(probe(given.column, row, given.backend)))
-    except (MemoryProbeError, ValueError, RuntimeError) as error:
-        print(f"bench.memory: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

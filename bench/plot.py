@@ -1,14 +1,19 @@
-"""Draws time and memory against the number of codes from a benchmark record."""
+"""Draws time and memory against the number of codes from what `pytest bench/ --benchmark --benchmark-json=FILE` wrote."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
-from bench.results import ResultsError, load, latest_result
-from bench.cases import COLUMN_TITLES, LIBRARY, MEGABYTE
+import matplotlib
+from matplotlib import pyplot
+
+from bench.cases import LIBRARY, TITLES
+from bench.results import ResultsError, latest, load
+from bench.targets import MEGABYTE
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; dashes and markers tell f.
 _COLOURS = {LIBRARY: "#0072B2", "eager": "#D55E00", "tidy": "#009E73", "compiled": "#CC79A7"}
@@ -20,59 +25,51 @@ _SMALLEST_MB = 0.1
 Series = dict[tuple[str, int], list[tuple[int, float]]]
 
 
-def series(record: Mapping[str, Any], n: int) -> tuple[Series, Series]:
-    """Seconds of forward + backward, and megabytes, against c: points by (column, f), sorted by c.
+def series(entries: Sequence[Mapping[str, Any]], n: int) -> tuple[Series, Series]:
+    """Seconds of forward + backward, and megabytes, against c: points by (implementation, f), sorted by c.
 
-    A column's memory is the growth of the peak during the call plus the dense codes it holds, which is what c costs
-    its user. Only Hadamard rows with `n` rows per view are taken, so that a line varies in c alone, and not the library
-    on one thread, which has few.
+    An implementation's memory is the growth of the peak during the call plus the dense codes it holds, which is what c
+    costs its user. Only Hadamard cases with `n` rows per view are taken, so that a line varies in c alone, and not the
+    library on one thread, which has few.
     """
     times: Series = {}
     memory: Series = {}
-    wanted = (row for row in record["rows"] if row["n"] == n and row["dictionary"] == "hadamard")
-    for row in sorted(wanted, key=lambda row: row["num_codes"]):
-        for column, part in row["columns"].items():
-            if column not in _COLOURS:
-                continue
-            key, c = (column, row["num_features"]), row["num_codes"]
-            if "forward_backward" in part:
-                times.setdefault(key, []).append((c, part["forward_backward"]["median"]))
-            if "memory" in part:
-                held = part["memory"]["growth_bytes"] + part["memory"]["codes_bytes"]
-                memory.setdefault(key, []).append((c, max(held / MEGABYTE, _SMALLEST_MB)))
+    for entry in sorted(entries, key=lambda entry: entry["extra_info"]["num_codes"]):
+        info = entry["extra_info"]
+        wanted = {"n": n, "dictionary": "hadamard", "function": "cplearn_loss", "case": entry["group"]}
+        if info["implementation"] not in _COLOURS or not wanted.items() <= info.items():
+            continue
+        key, c = (info["implementation"], info["num_features"]), info["num_codes"]
+        times.setdefault(key, []).append((c, entry["stats"]["median"]))
+        if found := info.get("memory"):
+            megabytes = (found["growth_bytes"] + found["codes_bytes"]) / MEGABYTE
+            memory.setdefault(key, []).append((c, max(megabytes, _SMALLEST_MB)))
     return times, memory
 
 
 def draw(record: Mapping[str, Any], path: Path, n: int = 64) -> None:
     """Writes the picture, two panels side by side, as PNG (or what the suffix of `path` says)."""
-    import matplotlib
-
     matplotlib.use("Agg")  # no display needed
-    from matplotlib import pyplot
-
-    times, memory = series(record, n)
-    if not times and not memory:
-        sizes = ", ".join(str(size) for size in sorted({row["n"] for row in record["rows"]}))
-        raise ResultsError(f"no measured row with n = {n}; the record has n = {sizes or 'nothing'}")
-    order = list(COLUMN_TITLES)
+    times, memory = series(record["benchmarks"], n)
+    if not times:
+        sizes = ", ".join(map(str, sorted({entry["extra_info"]["n"] for entry in record["benchmarks"]})))
+        raise ResultsError(f"no measured case with n = {n}; the record has n = {sizes or 'nothing'}")
+    order = list(TITLES)
     features = sorted({f for _, f in [*times, *memory]})
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     panels = ((times, "seconds, forward + backward"), (memory, "MB: peak growth of a call + codes held"))
-    for axis, (lines, label) in zip(axes, panels):
-        for (column, f), points in sorted(lines.items(), key=lambda item: (item[0][1], order.index(item[0][0]))):
+    for axis, (lines, label) in zip(axes, panels, strict=True):
+        for (name, f), points in sorted(lines.items(), key=lambda item: (item[0][1], order.index(item[0][0]))):
             dash, marker = _FEATURE_STYLES[features.index(f) % len(_FEATURE_STYLES)]
-            axis.plot(*zip(*points), dash, marker=marker, markersize=4.5, color=_COLOURS[column],
-                      label=f"{COLUMN_TITLES[column]}, f = {f}")
+            style = {"marker": marker, "markersize": 4.5, "color": _COLOURS[name], "label": f"{TITLES[name]}, f = {f}"}
+            axis.plot(*zip(*points, strict=True), dash, **style)
         axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
-        axis.set_xlabel("number of codes c")
-        axis.set_ylabel(label)
+        axis.set(yscale="log", xlabel="number of codes c", ylabel=label)
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize="x-small", frameon=False)
     machine = record["machine"]
-    figure.suptitle(f"{record['benchmark']}, n = {n}: {machine['cpu']}, {machine['threads']} threads, "
-                    f"torch {machine['torch']}, {machine['date']}", fontsize="medium")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    where = f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, {machine['date']}"
+    figure.suptitle(f"cplearn_loss, n = {n}: {where}", fontsize="medium")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
@@ -85,14 +82,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--n", type=int, default=64, help="rows per view of the lines drawn (default: 64)")
     given = parser.parse_args(arguments)
     try:
-        path = given.json if given.json is not None else latest_result()
-        output = given.output if given.output is not None else path.with_suffix(".png")
+        path = given.json or latest()
+        output = given.output or path.with_suffix(".png")
         draw(load(path), output, given.n)
     except ResultsError as error:
         print(f"bench.plot: {error}", file=sys.stderr)
-        return 1
-    except ImportError as error:
-        print(f"bench.plot: {error}; `pip install matplotlib` or the extra [bench]", file=sys.stderr)
         return 1
     print(output)
     return 0

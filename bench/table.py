@@ -1,32 +1,84 @@
-"""Prints a benchmark record as tables: plain text for the terminal, markdown for the README and the docs."""
+"""Prints the implementations beside each other, from what `pytest bench/ --benchmark --benchmark-json=FILE` wrote."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any
 
-from bench.results import ResultsError, load
-from bench.cases import COLUMN_TITLES, LIBRARY, MEGABYTE, ONE_THREAD
+from tabulate import tabulate, tabulate_formats
 
-Record = Mapping[str, Any]
-_SIZE = ("dictionary", "n", "f", "c")
-_HEADINGS = {"forward_backward": "forward + backward", "forward": "forward only"}
+from bench.cases import LIBRARY, TITLES
+from bench.results import ResultsError, latest, load, machine_line
+from bench.targets import MEGABYTE, target_rows
+
+Entry = Mapping[str, Any]
 
 
-def machine_line(record: Record) -> str:
-    """The machine, threads, versions, commit and date of a record, in one line."""
-    machine, settings = record["machine"], record["settings"]
-    parts = [
-        f"{machine['cpu']} ({machine['cpu_capability']}), {machine['threads']} threads",
-        f"torch {machine['torch']}",
-        f"cplearn-kernels {machine['cplearn_kernels']} at {machine['commit'] or 'no commit'}, "
-        f"backend {settings['backend']}",
-        f"{settings['rounds']} alternating rounds",
-        machine["date"],
+def tables(entries: Sequence[Entry], tablefmt: str) -> str:
+    """All tables that have a row, each under its heading, in one of tabulate's formats."""
+    loss = [entry for entry in entries if _function(entry) == "cplearn_loss" and entry["group"] == _info(entry)["case"]]
+    functions = [entry for entry in entries if _function(entry) != "cplearn_loss"]
+    found = {
+        "Loss, forward + backward: median of the rounds, as a multiple of the library's (min..max)": _grid(loss, _time),
+        "Loss: logits per second of the library": _grid(loss, _rate),
+        "Loss: peak memory above the inputs, + dense codes held": _grid(loss, _memory),
+        "Functions of one batch, forward + backward where there is one": _grid(functions, _time),
+        "Targets": _targets(entries),
+    }
+    shown = {heading: rows for heading, rows in found.items() if rows}
+    return "\n\n".join(
+        f"{heading}\n\n{tabulate(rows, headers='keys', tablefmt=tablefmt, disable_numparse=True)}"
+        for heading, rows in shown.items()
+    )
+
+
+def _info(entry: Entry) -> Mapping[str, Any]:
+    return entry["extra_info"]
+
+
+def _function(entry: Entry) -> str:
+    return _info(entry)["function"]
+
+
+def _grid(entries: Sequence[Entry], cell: Callable[[Entry], str | None]) -> list[dict[str, str]]:
+    """One row per case, one column per implementation that has a cell anywhere."""
+    rows: dict[str, dict[str, str]] = {}
+    filled = [(entry, text) for entry in entries if (text := cell(entry)) is not None]
+    present = {_info(entry)["implementation"] for entry, _ in filled}
+    for entry, text in filled:
+        info = _info(entry)
+        first = {"function": info["function"]} if info["function"] != "cplearn_loss" else {}
+        size = {"dictionary": info["dictionary"], "n": info["n"], "f": info["num_features"], "c": info["num_codes"]}
+        empty = {title: "-" for name, title in TITLES.items() if name in present}
+        row = rows.setdefault(info["case"], first | {key: str(value) for key, value in size.items()} | empty)
+        row[TITLES[info["implementation"]]] = text
+    return list(rows.values())
+
+
+def _time(entry: Entry) -> str:
+    text, ratio = duration(entry["stats"]["median"]), _info(entry).get("ratio")
+    return text if ratio is None else f"{text}, {ratio['median']:.1f}x ({ratio['min']:.1f}..{ratio['max']:.1f})"
+
+
+def _rate(entry: Entry) -> str | None:
+    info = _info(entry)
+    return f"{info['logits'] / entry['stats']['median']:.2e}" if info["implementation"] == LIBRARY else None
+
+
+def _memory(entry: Entry) -> str | None:
+    if not (memory := _info(entry).get("memory")):
+        return None
+    held = f" + {megabytes(memory['codes_bytes'])}" if memory["codes_bytes"] else ""
+    return megabytes(memory["growth_bytes"]) + held
+
+
+def _targets(entries: Sequence[Entry]) -> list[dict[str, str]]:
+    return [
+        {"case": entry["group"], **row} for entry in entries for row in target_rows(_info(entry).get("targets") or ())
     ]
-    return "; ".join(parts)
 
 
 def duration(seconds: float) -> str:
@@ -37,166 +89,30 @@ def duration(seconds: float) -> str:
     return f"{_digits(seconds / 1e-6)} us"
 
 
-def megabytes(count: int) -> str:
-    """Bytes as megabytes (10**6), with one decimal below 10."""
+def megabytes(count: float) -> str:
+    """Bytes as megabytes, with one decimal below 10."""
     value = count / MEGABYTE
     return f"{value:.1f} MB" if value < 10 else f"{value:,.0f} MB"
 
 
-def time_rows(record: Record, what: str) -> list[list[str]]:
-    """A heading and one line per measured row: median time (min..max) per column and the library's rate."""
-    columns = _columns(record)
-    lines = [[*_SIZE, *(COLUMN_TITLES[name] for name in columns), "logits/s"]]
-    for row in record["rows"]:
-        parts = [row["columns"].get(name, {}) for name in columns]
-        if not any(what in part for part in parts):
-            continue
-        library = row["columns"].get(LIBRARY, {}).get(what)
-        rate = f"{2 * row['n'] * row['num_codes'] / library['median']:.2e}" if library else "-"
-        lines.append([*_size(row), *(_time_cell(part, what) for part in parts), rate])
-    return lines
-
-
-def ratio_rows(record: Record, what: str) -> list[list[str]]:
-    """How many times as long as the library each column took: median of the rounds' ratios (min..max)."""
-    columns = [name for name in _columns(record) if name != LIBRARY]
-    lines = [[*_SIZE, *(f"{COLUMN_TITLES[name]} / library" for name in columns)]]
-    for row in record["rows"]:
-        cells = [row["ratios"].get(name, {}).get(what) for name in columns]
-        if any(cells):
-            texts = (f"{_times(cell['median'])} ({_range(cell, 1)})" if cell else "-" for cell in cells)
-            lines.append([*_size(row), *texts])
-    return lines
-
-
-def memory_rows(record: Record) -> list[list[str]]:
-    """Peak memory of a call above its inputs; for the formulas "+" the dense codes they hold besides."""
-    columns = _columns(record)
-    lines = [[*_SIZE, *(COLUMN_TITLES[name] for name in columns)]]
-    for row in record["rows"]:
-        parts = [row["columns"].get(name, {}).get("memory") for name in columns]
-        if any(parts):
-            lines.append([*_size(row), *(_memory_cell(part) for part in parts)])
-    return lines
-
-
-def bar_rows(record: Record) -> list[list[str]]:
-    """One line per bar: the row, what is asked, what was measured, whether it is met."""
-    lines = [["row", "bar", "measured", "met"]]
-    for bar in record["bars"]:
-        show = {"x": lambda v: f"{v:.2f}x" if v < 10 else f"{v:.1f}x", "MB": lambda v: f"{v:.1f} MB",
-                "%": lambda v: f"{v:+.1f} %", "logits/s": lambda v: f"{v:.2e}"}[bar["unit"]]
-        spread = "" if bar["spread"] is None else f" ({show(bar['spread'][0])}..{show(bar['spread'][1])})"
-        lines.append([bar["row"], bar["text"], show(bar["measured"]) + spread, "yes" if bar["met"] else "NO"])
-    return lines
-
-
-def sections(record: Record) -> list[tuple[str, list[list[str]]]]:
-    """The tables that have at least one line, each with its heading."""
-    found = []
-    for what, heading in _HEADINGS.items():
-        found.append((f"time of {heading}: median (min..max)", time_rows(record, what)))
-        found.append((f"time as a multiple of the library's, {heading}: median (min..max)", ratio_rows(record, what)))
-    found.append(("peak memory of forward + backward above the inputs (+ the dense codes held)", memory_rows(record)))
-    found.append(("bars", bar_rows(record)))
-    return [(heading, lines) for heading, lines in found if len(lines) > 1]
-
-
-def errors(record: Record) -> list[str]:
-    """One sentence for every column that could not run."""
-    return [f"{row['name']}: {COLUMN_TITLES[column]} did not run: {part['error']}"
-            for row in record["rows"] for column, part in row["columns"].items() if "error" in part]
-
-
-def text(record: Record) -> str:
-    """All tables in aligned plain text."""
-    blocks = [machine_line(record)]
-    for heading, lines in sections(record):
-        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        body = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
-        body.insert(1, "  ".join("-" * width for width in widths))
-        blocks.append("\n".join([heading, *body]))
-    return "\n\n".join(blocks + ["\n".join(errors(record))] * bool(errors(record)))
-
-
-def readme(record: Record) -> str:
-    """The README's markdown table: the rows compared with formulas, whose columns show their multiple of its time."""
-    columns = [name for name in _columns(record) if name != ONE_THREAD]
-    others = [name for name in columns if name != LIBRARY]
-    lines = [[*_SIZE, *(COLUMN_TITLES[name] for name in columns)]]
-    for row in record["rows"]:
-        ratios = {name: row["ratios"].get(name, {}).get("forward_backward") for name in others}
-        if not any(ratios.values()):
-            continue
-        cells = [f"**{duration(row['columns'][LIBRARY]['forward_backward']['median'])}**"]
-        for name, ratio in ratios.items():
-            time = row["columns"].get(name, {}).get("forward_backward")
-            cells.append(f"{duration(time['median'])} ({_times(ratio['median'])})" if ratio else "-")
-        lines.append([*_size(row), *cells])
-    caption = f"Forward + backward, median of alternating rounds. {machine_line(record)}."
-    return _markdown(lines) + "\n\n" + caption
-
-
-def markdown(record: Record) -> str:
-    """All tables in markdown."""
-    blocks = [f"### {heading[0].upper()}{heading[1:]}\n\n{_markdown(lines)}" for heading, lines in sections(record)]
-    return "\n\n".join([machine_line(record), *blocks, *errors(record)])
-
-
-def _columns(record: Record) -> list[str]:
-    present = {name for row in record["rows"] for name in row["columns"]}
-    return [name for name in COLUMN_TITLES if name in present]
-
-
-def _size(row: Mapping[str, Any]) -> list[str]:
-    return [row["dictionary"], str(row["n"]), str(row["num_features"]), str(row["num_codes"])]
-
-
-def _digits(value: float, digits: int = 3) -> str:
-    return f"{value:.{digits}g}" if value < 10 ** (digits - 1) else f"{value:.0f}"
-
-
-def _times(value: float) -> str:
-    return f"{value:.1f}x"
-
-
-def _range(values: Mapping[str, float], decimals: int) -> str:
-    return f"{values['min']:.{decimals}f}..{values['max']:.{decimals}f}"
-
-
-def _time_cell(part: Mapping[str, Any], what: str) -> str:
-    if what not in part:
-        return "failed" if "error" in part else "-"
-    time = part[what]
-    return f"{duration(time['median'])} ({duration(time['min'])}..{duration(time['max'])})"
-
-
-def _memory_cell(memory: Mapping[str, int] | None) -> str:
-    if memory is None:
-        return "-"
-    held = f" + {megabytes(memory['codes_bytes'])}" if memory["codes_bytes"] else ""
-    return megabytes(memory["growth_bytes"]) + held
-
-
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    table = ["| " + " | ".join(line) + " |" for line in lines]
-    table.insert(1, "|" + "---|" * len(lines[0]))
-    return "\n".join(table)
+def _digits(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints the tables of one results file."""
     parser = argparse.ArgumentParser(prog="python -m bench.table", description=__doc__.splitlines()[0])
-    parser.add_argument("json", nargs="?", type=Path, help="results file (default: the latest in bench/results)")
-    parser.add_argument("--format", choices=["readme", "markdown", "text"], default="readme",
-                        help="readme: the one comparison table (default); markdown, text: all tables")
+    add = parser.add_argument
+    add("json", nargs="?", type=Path, help="what --benchmark-json wrote (default: the latest in bench/results)")
+    add("--format", choices=tabulate_formats, default="github", metavar="NAME", help="tabulate's (default: github)")
     given = parser.parse_args(arguments)
     try:
-        record = load(given.json)
+        record = load(given.json or latest())
     except ResultsError as error:
         print(f"bench.table: {error}", file=sys.stderr)
         return 1
-    print({"readme": readme, "markdown": markdown, "text": text}[given.format](record))
+    print(tables(record["benchmarks"], given.format))
+    print(f"\nMedian of alternating rounds. {machine_line(record['machine'])}.")
     return 0
 
 

@@ -1,8 +1,4 @@
-"""The benchmark of `cplearn_loss`: time and peak memory of every row and column of `bench.cases`.
-
-`pytest bench/ --benchmark` measures. Without the option every benchmark runs once on a shrunk row and checks that all
-columns give the same loss and the same gradient.
-"""
+"""The benchmark of `cplearn_loss`: forward and backward, and peak memory, of every case of `bench.cases.CASES`."""
 
 from __future__ import annotations
 
@@ -11,79 +7,96 @@ from functools import partial
 import pytest
 
 from bench.accuracy import compare, limit_of, oracle
-from bench.implementations import Problem, build_loss, forward, forward_backward
+from bench.cases import CASES, LIBRARY, ONE_THREAD, TIME_PER_CODE, Case, case_named
+from bench.implementations import Problem, build_loss, forward_backward
 from bench.memory import probe, probe_in_fresh_process
-from bench.cases import LIBRARY, LINEAR_BARS, MEGABYTE, ROWS, LinearBar, Row, row_named
-from bench.timing import alternate
+from bench.targets import MEGABYTE, missed
+from bench.timing import alternate, repeats_per_turn
+from bench.turns import Settings, Turns, each_implementation, selected
 
 # Raised inside torch by torch.compile; nothing here calls torch.jit.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
-each_row = pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
 
 
-@each_row
-def test_time(bench, row: Row) -> None:
-    """Every column agrees with float64; when measuring, then the times of forward + backward and of forward."""
-    small = row if bench.measuring else row.shrunk()
-    problem = Problem(small)
-    losses = {}
-    # The check holds a row with the library alone against the formulas too: its W fits once it is shrunk. One
-    # compilation (10 to 30 s) is enough for a check.
-    columns = row.columns if bench.measuring else (LIBRARY, "eager", "tidy") + ("compiled",) * (row is ROWS[0])
-    expected = oracle(problem) if len(columns) > 1 else None
-    for column in columns:
-        loss = build_loss(column, problem, bench.backend)
+@pytest.fixture(scope="module")
+def turns(request: pytest.FixtureRequest, settings: Settings) -> Turns:
+    """The implementations of a case, each of them compared with float64, timed in turns."""
+    case = case_named(request.param)
+    case = case if settings.measuring else case.shrunk()
+    problem, turns, calls = Problem(case), Turns(case), {}
+    # At full size the cases with the library alone are those whose dense codes would not fit.
+    expected = oracle(problem) if len(case.implementations) > 1 or not settings.measuring else None
+    for name in selected(request):
+        loss = build_loss(name, problem, settings.backend)
         try:
             got = forward_backward(loss, problem)
         except Exception as error:
-            # A machine without a C++ compiler can still measure the rest; the table says what is missing and why.
-            if column != "compiled" or not bench.measuring:
+            # A machine without a C++ compiler can still measure the rest.
+            if name != "compiled" or not settings.measuring:
                 raise
-            bench.collector.add_error(row, column, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            turns.failures[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             continue
-        losses[column] = loss
-        assert got[0].isfinite() and got[1].isfinite().all() and got[2].isfinite().all(), f"{column}: not finite"
+        calls[name] = partial(forward_backward, loss, problem)
+        assert all(part.isfinite().all() for part in got), f"{name}: not finite"
         if expected is not None:
-            agreement = compare(got, expected, problem.temperature)
-            assert agreement.within(limit_of(column)), f"{column}: {agreement}, allowed {limit_of(column)}"
-            if bench.measuring:
-                bench.collector.add_agreement(row, column, agreement.as_dict())
-    if bench.measuring:
-        calls = {column: partial(forward_backward, loss, problem) for column, loss in losses.items()}
-        bench.collector.add_times(row, "forward_backward", alternate(calls, bench.rounds))
-        # Without gradients the compiled column would have to be compiled anew, for the lesser of the two tables.
-        calls = {column: partial(forward, loss, problem) for column, loss in losses.items() if column != "compiled"}
-        bench.collector.add_times(row, "forward", alternate(calls, bench.rounds))
+            accuracy = compare(got, expected, problem.temperature)
+            assert accuracy.within(limit_of(name)), f"{name}: {accuracy}, allowed {limit_of(name)}"
+            turns.errors[name] = accuracy.as_dict()
+    turns.repeats = repeats_per_turn(calls, settings.turn_seconds)
+    turns.seconds = alternate(calls, settings.rounds, repeats=turns.repeats)
+    return turns
 
 
-@pytest.mark.parametrize("bar", LINEAR_BARS, ids=lambda bar: bar.rows[-1])
-def test_time_per_code(bench, bar: LinearBar) -> None:
-    """The library on all rows of a bar on time against c, in turns: rows timed one after the other would be compared
-    across minutes, in which a shared machine changes."""
-    rows = [row_named(name) for name in bar.rows]
-    problems = {row.name: Problem(row if bench.measuring else row.shrunk()) for row in rows}
-    calls = {
-        name: partial(forward_backward, build_loss(LIBRARY, problem, bench.backend), problem)
-        for name, problem in problems.items()
-    }
-    seconds = alternate(calls, bench.rounds if bench.measuring else 1)
-    assert all(time > 0 for times in seconds.values() for time in times)
-    if bench.measuring:
-        bench.collector.add_linear(rows, seconds)
-
-
-@each_row
-def test_memory(bench, row: Row) -> None:
-    """When measuring: the peak of each column in a fresh process. The check probes the library in this process.
-
-    The limit of the check is below the 134 MB of the dense dictionary of the largest shrunk row of f = 2048, so that a
-    library that materialises its codes fails it. The oracle backend does so by design.
-    """
-    if not bench.measuring:
-        grown = probe(LIBRARY, row.shrunk(), bench.backend)
-        assert grown["codes_bytes"] == 0
-        assert bench.backend == "reference" or grown["growth_bytes"] < 64 * MEGABYTE
+@each_implementation(CASES)
+def test_loss(turns: Turns, implementation: str, entry, settings: Settings) -> None:
+    """One implementation's time and peak memory; the library's targets."""
+    case = turns.case
+    if implementation in turns.failures:
+        pytest.skip(turns.failures[implementation])
+    if not settings.measuring:
+        entry(turns, implementation)
+        if implementation == LIBRARY:
+            _check_memory(case, settings)
         return
-    for column in row.columns:
-        grown = probe_in_fresh_process(column, row, bench.backend, bench.threads)
-        bench.collector.add_memory(row, column, grown)
+    memory = partial(probe_in_fresh_process, backend=settings.backend, threads=settings.threads)
+    extra, verdicts = {"errors": turns.errors.get(implementation)}, []
+    # A process that compiles takes long, and one thread holds what two do.
+    if settings.full or implementation not in ("compiled", ONE_THREAD):
+        extra["memory"] = memory(implementation, case)
+    if implementation == LIBRARY:
+        verdicts = [verdict for target in case.targets if (verdict := target.judge(turns.seconds, case.logits))]
+        if target := case.memory:
+            baseline = memory(LIBRARY, case_named(target.baseline)) if target.baseline else None
+            verdicts.append(target.judge(extra["memory"], baseline))
+    entry(turns, implementation, targets=verdicts, **extra)
+    if sentence := missed(verdicts):
+        pytest.fail(sentence, pytrace=False)
+
+
+def _check_memory(case: Case, settings: Settings) -> None:
+    """Below the 134 MB of the dense dictionary of the largest shrunk case of f = 2048: no codes are held.
+
+    The oracle backend holds them by design.
+    """
+    found = probe(LIBRARY, case, settings.backend)
+    assert found["codes_bytes"] == 0
+    assert settings.backend == "reference" or found["growth_bytes"] < 64 * MEGABYTE
+
+
+def test_time_per_code(entry, settings: Settings) -> None:
+    """The library with more and more codes, in turns: cases timed one after the other would be compared across minutes,
+    in which a shared machine changes. The entry is the case with most codes."""
+    cases = {c: Case(64, 128, c) for c in TIME_PER_CODE.num_codes}
+    problems = {c: Problem(case if settings.measuring else case.shrunk()) for c, case in cases.items()}
+    calls = {
+        c: partial(forward_backward, build_loss(LIBRARY, problem, settings.backend), problem)
+        for c, problem in problems.items()
+    }
+    repeats = repeats_per_turn(calls, settings.turn_seconds)
+    seconds = alternate(calls, settings.rounds, repeats=repeats)
+    last = TIME_PER_CODE.num_codes[-1]
+    verdict = TIME_PER_CODE.judge(seconds)
+    turns = Turns(cases[last], {LIBRARY: seconds[last]}, {LIBRARY: repeats[last]})
+    entry(turns, LIBRARY, group="time_per_code", targets=[verdict], seconds={str(c): seconds[c] for c in cases})
+    if settings.measuring and not verdict["met"]:
+        pytest.fail(missed([verdict]), pytrace=False)

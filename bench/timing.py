@@ -6,37 +6,19 @@ import gc
 import math
 import statistics
 import time
-from typing import Any, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 # A call far shorter than this is repeated within its turn: 0.2 s is long against the scheduler's time slices.
 TURN_SECONDS = 0.2
-MOST_REPEATS = 200
+MOST_REPEATS = 2000
+
+Calls = Mapping[str, Callable[[], Any]]
+Clock = Callable[[], float]
 
 
-def alternate(
-    calls: Mapping[str, Callable[[], Any]],
-    rounds: int,
-    *,
-    turn_seconds: float = TURN_SECONDS,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, list[float]]:
-    """Seconds per call for every round and every call.
-
-    Each call is warmed up twice, the second time to learn how often it fits into a turn. Then every round gives each
-    call one turn, in the order given in even rounds and reversed in odd ones, so that no call always runs on the
-    cache its neighbour leaves behind.
-
-    Args:
-        calls: the callables by name.
-        rounds: number of measured rounds, at least 1.
-        turn_seconds: how long a turn should last at least.
-        clock: a monotonic clock in seconds.
-
-    Returns:
-        For each name `rounds` numbers; entry r of all names comes from the same round.
-    """
-    if rounds < 1:
-        raise ValueError(f"rounds = {rounds}; expected at least 1")
+def repeats_per_turn(calls: Calls, turn_seconds: float, clock: Clock = time.perf_counter) -> dict[str, int]:
+    """How often each call has to be repeated to fill a turn. Calls it twice: the first call warms up."""
     repeats = {}
     for name, call in calls.items():
         call()
@@ -44,16 +26,51 @@ def alternate(
         call()
         took = max(clock() - began, 1e-9)
         repeats[name] = min(max(math.ceil(turn_seconds / took), 1), MOST_REPEATS)
+    return repeats
+
+
+def alternate(
+    calls: Calls,
+    rounds: int,
+    *,
+    turn_seconds: float = TURN_SECONDS,
+    repeats: Mapping[str, int] | None = None,
+    clock: Clock = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Seconds per call for every round and every call.
+
+    Every round gives each call one turn, in the order given in even rounds and reversed in odd ones, so that no call
+    always runs on the cache its neighbour leaves behind. Garbage is collected between rounds only.
+
+    Args:
+        calls: the callables by name.
+        rounds: number of measured rounds, at least 1.
+        turn_seconds: how long a turn should last at least.
+        repeats: calls in a turn by name, the calls being warm; `repeats_per_turn` finds them unless given.
+        clock: a monotonic clock in seconds.
+
+    Returns:
+        For each name `rounds` numbers; entry r of all names comes from the same round.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds = {rounds}; expected at least 1")
+    if repeats is None:
+        repeats = repeats_per_turn(calls, turn_seconds, clock)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    gc.collect()
-    for index in range(rounds):
-        order = list(calls) if index % 2 == 0 else list(reversed(calls))
-        for name in order:
-            call, count = calls[name], repeats[name]
-            began = clock()
-            for _ in range(count):
-                call()
-            seconds[name].append((clock() - began) / count)
+    collecting = gc.isenabled()
+    try:
+        for index in range(rounds):
+            gc.collect()
+            gc.disable()
+            for name in list(calls) if index % 2 == 0 else list(reversed(calls)):
+                call, count = calls[name], repeats[name]
+                began = clock()
+                for _ in range(count):
+                    call()
+                seconds[name].append((clock() - began) / count)
+    finally:
+        if collecting:
+            gc.enable()
     return seconds
 
 
@@ -64,13 +81,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
         first, _, third = statistics.quantiles(ordered, n=4, method="inclusive")
     else:
         first = third = ordered[0]
-    return {
-        "median": statistics.median(ordered),
-        "q1": first,
-        "q3": third,
-        "min": ordered[0],
-        "max": ordered[-1],
-    }
+    return {"median": statistics.median(ordered), "q1": first, "q3": third, "min": ordered[0], "max": ordered[-1]}
 
 
 def ratios(slower: Sequence[float], faster: Sequence[float]) -> list[float]:
@@ -80,4 +91,4 @@ def ratios(slower: Sequence[float], faster: Sequence[float]) -> list[float]:
     """
     if len(slower) != len(faster):
         raise ValueError(f"{len(slower)} rounds against {len(faster)}; ratios need the same rounds")
-    return [a / b for a, b in zip(slower, faster)]
+    return [a / b for a, b in zip(slower, faster, strict=True)]
