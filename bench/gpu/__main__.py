@@ -1,224 +1,181 @@
-"""Tests and benchmarks the library on this machine's GPU within a few minutes; writes JSON, prints a table last.
+"""Tests and measures the library on this machine's GPU within a few minutes; needs no network.
 
-The tests run first, then backend "cuda" under compute-sanitizer, then the rows of bench/gpu_rows.py in order of
-importance; what does not fit into the time is recorded as skipped. Interrupted or not, DIR holds what was measured
-until then.
+Steps, each a process with a time limit of its own, in order of value: the GPU tests of both backends, benchmark rows
+with their targets, compute-sanitizer on small calls, and, where asked, the tuner. Every outcome is written at once to
+DIR/steps.jsonl (a line each) and all output to DIR/log.txt, so that a crash, a hang or the end of the time loses nothing;
+DIR/table.txt holds the table that is printed last. Exit status: 0; 1 where a test failed, a result was wrong, a step
+crashed, the sanitizer found an error or no row could be measured (a missed target does not count); 2 without a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
+import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from bench import gpu_core, gpu_sanitizer, gpu_tests
-from bench.gpu_bars import judge
-from bench.gpu_process import ROOT, end
-from bench.gpu_record import FILE, LOG_FILE, LOST, PROGRESS_FILE, TESTS_FILE, Record, read_json, write_json
-from bench.gpu_rows import LIBRARY, plan
-from bench.gpu_table import text
+from bench.gpu import record, sanitizer, tests
+from bench.gpu.machine import adopt_core
+from bench.gpu.process import in_turn, run
+from bench.gpu.rows import BACKENDS, ROWS
+from bench.gpu.table import text
 
-# Of the whole time, what tests and sanitizer may take where rows follow, which are why one is here; of that, what the
-# tests may take where the sanitizer follows.
-CHECKS_SHARE, TESTS_SHARE = 0.5, 0.62
-SANITIZED = "cuda"  # the backend: the others' kernels are made by compilers
-START_SECONDS = 90.0  # a worker imports torch, starts the device, measures its rates
-WORKER = ("-m", "bench.gpu_worker")
-MOST_WORKERS = 8
-RESERVE_SECONDS = 4.0  # for ending the worker, judging and printing
+# How the time is shared out; what a group leaves over goes to those after it.
+WEIGHTS = {"tests": 9, "rows": 8, "sanitizer": 5, "tune": 10}
+RESERVE_SECONDS = 4.0  # for ending processes and printing
+MEASURE = ("-m", "bench.gpu.measure")
+LEAST_SECONDS = {"tests": 1.0, "sanitizer": 10.0}  # a step is not begun with less
 
 
-def measure(folder: Path, options: dict[str, Any], deadline: float) -> str:
-    """Lets workers measure until the plan is done or the time is over.
+class Run:
+    """A run into a folder; one method per group of steps, each done before the moment `until`."""
 
-    Args:
-        folder: where the record is.
-        options: `dry_run`, `backends`, `rounds`, `commit` for the worker.
-        deadline: on `time.monotonic`.
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.given, self.path, self.log = given, given.out / record.FILE, given.out / "log.txt"
+        self.backends: dict[str, str | None] = {}  # name -> None, or why it is left out
 
-    Returns:
-        Why the rest, if any, was left out.
-    """
-    progress_path = folder / PROGRESS_FILE
-    with (folder / LOG_FILE).open("w") as log:
-        for _ in range(MOST_WORKERS):
-            progress_path.unlink(missing_ok=True)
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return "time"
-            # A moment and not a duration: importing torch takes seconds that the worker could not know of.
-            told = json.dumps({**options, "until": time.time() + left})
-            command = [sys.executable, *WORKER, str(folder), told]
-            process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-            try:
-                reason = _watch(process, progress_path, deadline)
-            finally:
-                end(process)
-            if reason in (None, "time"):
-                return "time"
-            progress = read_json(progress_path)
-            if progress is None:  # it never came to a row, and another would not either
-                return f"the measuring process {reason}: {_last_line(folder / LOG_FILE)}"
-            if process.returncode != LOST:
-                record = Record(folder)
-                record.blame(progress["row"], progress["columns"], f"{progress['what']}: {reason}")
-                record.save()
-    return f"{MOST_WORKERS} measuring processes died"
+    def add(self, group: str, step: str, found: dict[str, Any]) -> None:
+        """Notes an outcome."""
+        record.append(self.path, {"group": group, "step": step, **found})
+
+    def machine(self, seconds: float) -> str | None:
+        """Describes the machine; returns why nothing can be measured, if so."""
+        ended = run([sys.executable, "-m", "bench.gpu.machine"], seconds, self.log)
+        lines = [line for line in ended.text.splitlines() if line.startswith("{")]
+        if ended.timed_out or not lines:
+            return f"the machine could not be described within {ended.seconds:.0f} s; see {self.log}"
+        found = json.loads(lines[-1])
+        self.add("machine", "machine", {**found, "dry_run": self.given.dry_run})
+        if found["gpu"] is None and not self.given.dry_run:
+            return "torch sees no CUDA or ROCm GPU here; --dry-run goes the whole way on the CPU"
+        wanted = self.given.backends or (["torch"] if self.given.dry_run else BACKENDS)
+        known = found["backends"]
+        self.backends = {name: known.get(name, "no such backend") if name in wanted else "not asked for"
+                         for name in dict.fromkeys((*BACKENDS, *wanted))}  # fmt: skip
+        return None
+
+    def tests(self, until: float) -> None:
+        """The GPU tests of the backends."""
+        files = {file: self.backends[name] for name, of in tests.FILES.items() for file in of}
+        if self.given.dry_run:
+            files = dict.fromkeys(tests.DRY_FILES)
+        for file, reason in files.items():
+            if reason is not None:
+                self.add("tests", file, {"left_out": reason})
+        for file, seconds in in_turn([file for file, reason in files.items() if reason is None], until):
+            late = seconds < LEAST_SECONDS["tests"]
+            self.add("tests", file, {"left_out": "time"} if late else tests.run_file(file, seconds, self.log))
+
+    def rows(self, until: float) -> None:
+        """The benchmark rows: one process after another, each for the rows that no process has begun."""
+        names = [
+            (row.shrunk() if self.given.dry_run else row).name for row in ROWS if re.search(self.given.rows, row.name)
+        ]
+        options = {"record": str(self.path), "rounds": self.given.rounds, "dry_run": self.given.dry_run,
+                   "backends": [name for name in self.backends if self.backends[name] is None]}  # fmt: skip
+        while names and time.monotonic() < until:
+            told = json.dumps({**options, "rows": names})
+            run([sys.executable, *MEASURE, told], until - time.monotonic(), self.log)
+            begun = {entry["step"] for entry in record.read(self.path)}
+            left = [name for name in names if name not in begun]
+            if left == names:  # it never came to a row, and another would not either
+                self.add("rows", names[0], {"busy": f"the start; see {self.log}", "cells": {}, "wrong": []})
+                return
+            names = left
+
+    def sanitizer(self, until: float) -> None:
+        """The small calls under each tool; in a dry run without a tool, on the CPU."""
+        calls = ("--backend", "torch", "--device", "cpu", "--most-features", "64") if self.given.dry_run else ()
+        reason = (
+            None if self.given.dry_run else self.backends["cuda"]
+        )  # the other backends' kernels are made by compilers
+        if reason is None and not self.given.dry_run and shutil.which(sanitizer.PROGRAM) is None:
+            reason = f"{sanitizer.PROGRAM} was not found"
+        for tool, seconds in in_turn(("calls",) if self.given.dry_run else sanitizer.TOOLS, until):
+            why = reason or ("time" if seconds < LEAST_SECONDS["sanitizer"] else None)
+            prefix = () if self.given.dry_run else (sanitizer.PROGRAM,)
+            self.add(
+                "sanitizer",
+                tool,
+                {"left_out": why} if why else sanitizer.run_tool(tool, seconds, self.log, calls, prefix),
+            )
+
+    def tune(self, until: float) -> None:
+        """Triton's configurations by measurement, into DIR/tuning.json."""
+        command = [sys.executable, "-m", "bench.gpu.tune", "--table", str(self.given.out / "tuning.json")]
+        ended = run(command, until - time.monotonic(), self.log)
+        self.add("tune", "tune", {"status": ended.status, "timed_out": ended.timed_out, "seconds": ended.seconds,
+                                  "last": (ended.text.strip().splitlines() or ["no output"])[-1][:300]})  # fmt: skip
 
 
-def _watch(process: subprocess.Popen, progress_path: Path, deadline: float) -> str | None:
-    """Waits for a worker; None when it is through, else why it is not."""
-    began = time.time()
-    while process.poll() is None:
-        if time.monotonic() > deadline:
-            return "time"
-        progress = read_json(progress_path) or {"began": began, "limit": START_SECONDS}
-        if time.time() - progress["began"] > progress["limit"]:
-            return f"ended after {progress['limit']:g} s"
-        time.sleep(0.05)
-    return None if process.returncode == 0 else f"ended with status {process.returncode}"
-
-
-def _last_line(path: Path) -> str:
-    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "no output"
-
-
-def finish(folder: Path, bars, reason: str) -> dict[str, Any]:
-    """Completes the record: a cell for every column, the bars judged."""
-    record = Record(folder)
-    record.fill(reason)
-    record.content["bars"] = judge(bars, record.content)
-    record.save()
-    (folder / PROGRESS_FILE).unlink(missing_ok=True)
-    return record.content
-
-
-def status(record: dict[str, Any]) -> int:
-    """0, or 1 where a result was wrong, a test failed, the sanitizer found an error, or nothing could be measured."""
-    wrong = any(row["wrong"] for row in record["rows"])
-    failed = any(record.get(key) is not None and not record[key]["ok"] for key in ("tests", "sanitizer"))
-    cells = (item for row in record["rows"] for item in row["cells"].items())
-    measured = any(name.startswith(LIBRARY) and "median" in cell for name, cell in cells)
-    return int(wrong or failed or not (measured or record["settings"].get("skip_rows")))
+def status(entries: list[dict[str, Any]], wanted: tuple[str, ...]) -> int:
+    """The exit status that a record deserves, where these groups of steps were asked for."""
+    rows = [entry for entry in entries if entry["group"] == "rows"]
+    library = [cell for entry in rows for name, cell in entry["cells"].items() if name in BACKENDS]
+    bad = any(entry["wrong"] or entry["busy"] for entry in rows) or any(
+        "wrong" in cell or "error" in cell for cell in library
+    )
+    bad |= any(not entry.get("ok", True) for entry in entries)
+    return int(bad or ("rows" in wanted and not any("median" in cell for cell in library)))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""
-    given = _parser().parse_args(arguments)
     began = time.monotonic()
-    until = began + 60 * given.minutes - RESERVE_SECONDS
-    if given.show is not None:
-        print(text(json.loads(given.show.read_text())))
+    given = _parser().parse_args(arguments)
+    given.out = given.out.resolve()
+    if given.show:
+        print(text(record.read(given.out / record.FILE)))
         return 0
-    if given.out is None:
-        print("bench.gpu: --out DIR says where the JSON goes", file=sys.stderr)
-        return 2
-    refused: dict[str, str] = {}
-    if not given.dry_run:
-        import torch
-
-        if not torch.cuda.is_available():
-            reason = "torch sees no CUDA or ROCm GPU here; --dry-run goes the whole way on the CPU"
-            print(f"bench.gpu: {reason}", file=sys.stderr)
-            return 2
-        adopted = gpu_core.adopt()
-        if adopted:
-            print(f"bench.gpu: {adopted}", file=sys.stderr)
-        from bench.gpu_machine import usable_backends
-
-        refused = usable_backends(given.backends, dry_run=False)[1]
-    folder = given.out.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (FILE, TESTS_FILE):
-        (folder / name).unlink(missing_ok=True)
-    bars = plan(given.dry_run)[1]
-    record, reason = Record(folder), "interrupted"
-    options = {"dry_run": given.dry_run, "backends": given.backends, "rounds": given.rounds, "commit": given.commit}
-    record.content["settings"] = {**options, "minutes": given.minutes, "skip_rows": given.skip_rows,
-                                  "backends_refused": refused}  # fmt: skip
-    record.save()
-    checks_until = until if given.skip_rows else began + CHECKS_SHARE * (until - began)
-    sanitize = _sanitizes(given, refused)
+    given.out.mkdir(parents=True, exist_ok=True)
+    current = Run(given)
+    for path in (current.path, current.log):
+        path.unlink(missing_ok=True)
+    if adopted := adopt_core():
+        print(adopted, file=sys.stderr)
+    until = began + given.seconds - RESERVE_SECONDS
+    groups = [*given.steps, *["tune"] * given.tune]
     try:
-        if not given.skip_tests:
-            share = TESTS_SHARE if sanitize else 1.0
-            _test(record, gpu_tests.test_files(given.backends, refused), share * (checks_until - time.monotonic()))
-        if sanitize:
-            # In a dry run the calls go to what every machine has, and only a few of them.
-            told = ("--backend", "torch", "--device", "cpu", "--most-features", "100") if given.dry_run else ()
-            _sanitize(record, checks_until - time.monotonic(), told)
-        reason = "left out" if given.skip_rows else measure(folder, options, until)
+        if refused := current.machine(min(60.0, until - time.monotonic())):
+            print(f"bench.gpu: {refused}", file=sys.stderr)
+            return 2
+        for index, group in enumerate(groups):
+            share = WEIGHTS[group] / sum(WEIGHTS[later] for later in groups[index:])
+            now = time.monotonic()
+            getattr(current, group)(now + share * (until - now))
+            print(f"{group}: done after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
-        pass
-    content = finish(folder, bars, reason)
-    if reason not in ("time", "interrupted", "left out"):
-        print(f"bench.gpu: {reason}", file=sys.stderr)
-    (folder / "table.txt").write_text(text(content, most=1 << 30) + "\n")
-    print(text(content))
-    return status(content)
-
-
-def _sanitizes(given: argparse.Namespace, refused: dict[str, str]) -> bool:
-    """As asked; unasked, where the program is at hand and the backend runs and is among those chosen."""
-    if given.sanitizer is not None:
-        return given.sanitizer
-    wanted = given.backends is None or SANITIZED in given.backends
-    return wanted and not given.dry_run and SANITIZED not in refused and gpu_sanitizer.available()
-
-
-def _test(record: Record, files: dict[str, str | None], seconds: float) -> None:
-    """Runs the tests; the record is written after every file."""
-    outcomes: list[dict[str, Any]] = []
-    for outcome in gpu_tests.run_files(files, seconds):
-        outcomes.append(outcome)
-        record.content["tests"] = gpu_tests.summary(outcomes)
-        record.save()
-        write_json(record.path.with_name(TESTS_FILE), {"files": outcomes})
-    record.content["tests"] = gpu_tests.summary(outcomes)
-    record.save()
-    print(f"tests: {record.content['tests']['summary']}", file=sys.stderr, flush=True)
-
-
-def _sanitize(record: Record, seconds: float, options: tuple[str, ...]) -> None:
-    """Runs the sanitizer's tools; the record is written after each."""
-    outcomes: list[dict[str, Any]] = []
-    for outcome in gpu_sanitizer.run_tools(seconds, options):
-        outcomes.append(outcome)
-        record.content["sanitizer"] = gpu_sanitizer.summary(outcomes)
-        record.save()
-    print(f"sanitizer: {record.content['sanitizer']['summary']}", file=sys.stderr, flush=True)
+        print("bench.gpu: interrupted", file=sys.stderr)
+    entries = record.read(current.path)
+    (given.out / "table.txt").write_text(text(entries, most=1 << 30) + "\n")
+    print(text(entries))
+    return status(entries, tuple(groups))
 
 
 def _parser() -> argparse.ArgumentParser:
-    summary, _, rest = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(
-        prog="python -m bench.gpu", description=summary, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"{rest}\nExit status: 0; 1 where a result disagrees with the reference, a test failed, the\n"
-        "sanitizer found an error or nothing could be measured (a bar that is not met does not count); 2 without a GPU.")  # fmt: skip
-    parser.add_argument("--out", type=Path, default=None, metavar="DIR",
-                        help=f"folder for {FILE}, {TESTS_FILE}, table.txt (the whole table) and {LOG_FILE}; a former "
-                        "run's are replaced")
-    parser.add_argument("--minutes", type=float, default=8.0, help="time from start to finish (default: 8)")
-    parser.add_argument("--backends", type=lambda names: names.split(","), default=None, metavar="NAME[,NAME]",
-                        help="backends of the library to test and measure (default: all that run on GPU tensors; in a "
-                        "dry run torch)")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each column of a row (default: 5)")
-    parser.add_argument("--skip-tests", action="store_true", help="leave the tests out")
-    parser.add_argument("--sanitizer", action="store_true", default=None,
-                        help='run backend "cuda" under compute-sanitizer (default: where that is found)')
-    parser.add_argument("--skip-sanitizer", dest="sanitizer", action="store_false", help="leave the sanitizer out")
-    parser.add_argument("--skip-rows", action="store_true",
-                        help="leave the benchmarks out: tests and sanitizer get all of the time")
-    parser.add_argument("--dry-run", action="store_true",
-                        help="go the whole way on CPU tensors with tiny shapes and a wall clock; needs no GPU")
-    parser.add_argument("--commit", default=None, help="the commit to record where the sources are no git checkout")
-    parser.add_argument("--show", type=Path, default=None, metavar="FILE", help="print the table of a gpu.json and end")
+        prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="the folder; a former run's files are replaced"
+    )
+    parser.add_argument("--seconds", type=float, default=540.0, help="from start to finish (default: %(default)s)")
+    parser.add_argument("--steps", type=lambda names: names.split(","), default=["tests", "rows", "sanitizer"],
+                        metavar="NAME[,NAME]", help="some of tests, rows, sanitizer (default: all)")  # fmt: skip
+    parser.add_argument("--tune", action="store_true", help="tune Triton's configurations last, into DIR/tuning.json")
+    parser.add_argument(
+        "--rows", default="", metavar="PATTERN", help="only rows whose name has this regular expression"
+    )
+    parser.add_argument("--backends", type=lambda names: names.split(","), metavar="NAME[,NAME]",
+                        help="backends of the library (default: all that run on GPU tensors; in a dry run torch)")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each column of a row (default: %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="go the whole way on the CPU with tiny shapes")
+    parser.add_argument("--show", action="store_true", help="print the table of DIR again and end")
     return parser
 
 
@@ -227,5 +184,7 @@ def _interrupt(*_: Any) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _interrupt)  # so that who is told to end still prints what there is
+    # Whoever ends it still gets what there is; a shell that starts it in the background lets it ignore SIGINT.
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
     sys.exit(main())

@@ -1,90 +1,78 @@
-"""What the GPU benchmark runs on: the device and its software, its free memory, the library's backends there."""
+"""Describes the GPU, its software and the library's backends there, as JSON on stdout; finds the compiled core first.
+
+A process of its own (`python -m bench.gpu.machine`): starting a driver may hang, and the one that watches must not.
+"""
 
 from __future__ import annotations
 
-import importlib.metadata
+import datetime
+import json
+import platform
 import shutil
 import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
-import torch
+from bench.gpu.process import ROOT
 
-import cplearn_kernels as cpk
-from bench import machine
-from bench.gpu_rows import BACKENDS
-from cplearn_kernels.backends.cuda import functions as cuda
-from cplearn_kernels.backends.triton import functions as triton_backend
-
-_ON_GPU = {module.NAME: module for module in (cuda, triton_backend)}
+PACKAGE = "cplearn_kernels"
 
 
-def describe(device: torch.device, commit: str | None) -> dict[str, Any]:
-    """`bench.machine.describe`, and the GPU: name, architecture, memory, driver, CUDA or HIP, Triton."""
-    found = machine.describe(torch.get_num_threads())
-    found["commit"] = found["commit"] or commit
-    try:
-        found["triton"] = importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        found["triton"] = None
-    found |= {"gpu": None, "architecture": "cpu", "cuda": torch.version.cuda, "hip": torch.version.hip, "driver": None}
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        found |= {"gpu": properties.name, "architecture": architecture(properties), "driver": _driver(),
-                  "gpu_memory_bytes": properties.total_memory, "multiprocessors": properties.multi_processor_count}
+def adopt_core(root: Path = ROOT, path: list[str] | None = None) -> str | None:
+    """Copies the installed package's compiled core into the checkout, where that has none or an older one.
+
+    What runs in the checkout imports the checkout's package, which hides the one that `pip install .` put elsewhere;
+    without its core there is no backend "cuda". To be called before anything imports the package.
+
+    Args:
+        root: the checkout.
+        path: where packages are looked for; None: `sys.path`.
+
+    Returns:
+        A sentence on what was done, None where there was nothing to do.
+    """
+    name = f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
+    target = root / PACKAGE / name
+    for entry in sys.path if path is None else path:
+        source = Path(entry or ".").resolve() / PACKAGE / name
+        if not source.is_file() or source == target.resolve():
+            continue
+        if target.exists() and source.stat().st_mtime <= target.stat().st_mtime:
+            return None
+        old = "an older" if target.exists() else "no"
+        shutil.copy2(source, target)  # with its time, so that the next install is seen to be newer
+        return f"the checkout had {old} compiled core; copied that of {source.parent}"
+    return None
+
+
+def describe() -> dict[str, Any]:
+    """GPU and software; `backends`: name -> None, or why it cannot run here."""
+    import torch
+
+    import cplearn_kernels as cpk
+
+    found: dict[str, Any] = {"gpu": None, "architecture": "cpu", "cuda": torch.version.cuda, "hip": torch.version.hip}
+    found |= {"torch": torch.__version__, "python": platform.python_version(), "driver": _line("nvidia-smi",
+              "--query-gpu=driver_version", "--format=csv,noheader"), "commit": _line("git", "describe", "--always", "--dirty"),
+              "date": f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M UTC}"}  # fmt: skip
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        name = f"sm_{properties.major}{properties.minor}"
+        found |= {"gpu": properties.name, "memory_gib": round(properties.total_memory / 2**30, 1)}
+        found["architecture"] = properties.gcnArchName.split(":")[0] if torch.version.hip else name
+    found["backends"] = {name: None if info.available else info.reason for name, info in cpk.backends().items()}
     return found
 
 
-def architecture(properties: Any) -> str:
-    """sm_90, gfx942: the name that compilers take."""
-    if torch.version.hip:
-        return properties.gcnArchName.split(":")[0]
-    return f"sm_{properties.major}{properties.minor}"
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that a call could still take, what torch's allocator holds without using it included."""
-    if device.type != "cuda":
-        return 1 << 30  # the dry run is tiny
-    free, _ = torch.cuda.mem_get_info()
-    return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-
-
-def usable_backends(named: list[str] | None, dry_run: bool) -> tuple[dict[str, Any], dict[str, str]]:
-    """The library's backends to measure, fastest first, and the reasons against the others.
-
-    Args:
-        named: these only; None: all that run on GPU tensors, or "torch" in a dry run.
-        dry_run: whether there is no GPU.
-    """
-    known = cpk.backends()
-    wanted = named or (["torch"] if dry_run else list(BACKENDS))
-    usable, refused = {}, {}
-    for name in wanted:
-        info = known.get(name)
-        if info is None or not info.available:
-            refused[name] = info.reason if info is not None else "no such backend"
-            continue
-        # Kernels may be there and not serve this GPU: too old, another maker's. Only asked, no call is made: one that
-        # fails is a result, for the tests and the cells to tell, and should not happen in the process that watches.
-        asked = _ON_GPU.get(name) if not dry_run else None
-        reason = asked.unsupported_device(torch.device("cuda", 0)) if asked else None
-        if reason is not None:
-            refused[name] = reason
-        else:
-            usable[name] = info
-    return usable, refused
-
-
-def _driver() -> str | None:
-    if torch.version.hip:
-        version = Path("/sys/module/amdgpu/version")
-        return version.read_text().strip() if version.exists() else None
-    if shutil.which("nvidia-smi") is None:
-        return None
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+def _line(*command: str) -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
         return None
     return (done.stdout.splitlines() or [None])[0]
+
+
+if __name__ == "__main__":
+    print(json.dumps(describe()))

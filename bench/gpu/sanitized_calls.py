@@ -1,6 +1,6 @@
 """The program that runs under compute-sanitizer: every function, forward and backward, on small odd sizes.
 
-    compute-sanitizer --tool memcheck python -m bench.gpu_sanitized_calls
+    compute-sanitizer --tool memcheck python -m bench.gpu.sanitized_calls
 
 It names each call before it makes it and ends with the line `all N calls made`, without which a clean report says
 little. Values are the tests' concern; here they only have to be finite.
@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from typing import Any, Callable, Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -79,7 +80,7 @@ def calls(kind: str, f: int, n: int, c: int, backend: str, device: torch.device)
 
 def main(arguments: list[str] | None = None) -> int:
     """Makes all calls; 1 where a result is not finite."""
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu_sanitized_calls", description=__doc__,
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu.sanitized_calls", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--backend", default="cuda")
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda"))

@@ -48,14 +48,17 @@ def test_outcomes_are_counted_and_named_also_when_they_are_cut_off(tmp_path):
     assert "::test_b: assert 1 == 2" in printed and "unfinished" in printed and "tail" not in summary["files"][0]
 
 
-@pytest.mark.parametrize("source, counts, ok", [
-    ("import pytest\npytest.skip('no GPU', allow_module_level=True)\n", (0, 0, 1), True),
-    ("import nothing_of_that_name\n", (0, 1, 0), False),
-    # Fails after the call has passed; and a process that dies, whose outcomes until then stay.
-    ("import pytest\n@pytest.fixture\ndef f():\n    yield\n    assert 0\ndef test_a(f): pass\n", (0, 1, 0), False),
-    # pytest-xdist outlives the process, and counts what it was busy with as failed.
-    ("import os\ndef test_a(): pass\ndef test_b(): os.abort()\n", (1, int(HAS_XDIST), 0), False),
-])
+@pytest.mark.parametrize(
+    "source, counts, ok",
+    [
+        ("import pytest\npytest.skip('no GPU', allow_module_level=True)\n", (0, 0, 1), True),
+        ("import nothing_of_that_name\n", (0, 1, 0), False),
+        # Fails after the call has passed; and a process that dies, whose outcomes until then stay.
+        ("import pytest\n@pytest.fixture\ndef f():\n    yield\n    assert 0\ndef test_a(f): pass\n", (0, 1, 0), False),
+        # pytest-xdist outlives the process, and counts what it was busy with as failed.
+        ("import os\ndef test_a(): pass\ndef test_b(): os.abort()\n", (1, int(HAS_XDIST), 0), False),
+    ],
+)
 def test_what_is_no_plain_pass_or_failure(tmp_path, source, counts, ok):
     path = tmp_path / "test_some.py"
     path.write_text(source)
@@ -73,7 +76,10 @@ def test_the_first_failure_of_a_test_is_the_one_told(tmp_path):
 def test_files_are_those_of_the_backends_and_a_hanging_one_leaves_time_for_the_next(tmp_path, monkeypatch):
     files = gpu_tests.test_files(None, {"cuda": "no device"})
     assert all((reason == "no device") == (file in gpu_tests.TEST_FILES["cuda"]) for file, reason in files.items())
-    assert "tests/kernels/triton/test_triton.py" in files and "tests/kernels/triton/test_triton.py" not in gpu_tests.test_files(["cuda"], {})
+    assert (
+        "tests/kernels/triton/test_triton.py" in files
+        and "tests/kernels/triton/test_triton.py" not in gpu_tests.test_files(["cuda"], {})
+    )
     given = []
 
     def run(command, seconds):
@@ -123,17 +129,42 @@ def test_a_clean_run_is_read():
     assert found["ok"] and (found["errors"], found["warnings"], len(found["lines"])) == (0, 1, 1)
 
 
-@pytest.mark.parametrize("lines, errors, first", [
-    ([*INVALID, DONE, "========= ERROR SUMMARY: 769 errors",
-      "========= ERROR SUMMARY: 749 errors were not printed. Use --print-limit option to adjust"],
-     769, "Invalid __global__ read"),
-    ([*INVALID, DONE, "========= ERROR SUMMARY: 1 error"], 1, "Invalid __global__ read"),
-    ([*RACE, DONE, "========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)"], 1, "Error: Race reported"),
-    ([*RACE, DONE, "========= RACECHECK SUMMARY: 20 hazards displayed (256 errors, 3 warnings)"], 256, "Error: Race"),
-    (["========= Uninitialized __global__ memory read of size 4 bytes", DONE, "========= ERROR SUMMARY: 8 errors"],
-     8, "Uninitialized"),
-    (INVALID, 1, "Invalid"),  # cut off before it could count
-])
+@pytest.mark.parametrize(
+    "lines, errors, first",
+    [
+        (
+            [
+                *INVALID,
+                DONE,
+                "========= ERROR SUMMARY: 769 errors",
+                "========= ERROR SUMMARY: 749 errors were not printed. Use --print-limit option to adjust",
+            ],
+            769,
+            "Invalid __global__ read",
+        ),
+        ([*INVALID, DONE, "========= ERROR SUMMARY: 1 error"], 1, "Invalid __global__ read"),
+        (
+            [*RACE, DONE, "========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)"],
+            1,
+            "Error: Race reported",
+        ),
+        (
+            [*RACE, DONE, "========= RACECHECK SUMMARY: 20 hazards displayed (256 errors, 3 warnings)"],
+            256,
+            "Error: Race",
+        ),
+        (
+            [
+                "========= Uninitialized __global__ memory read of size 4 bytes",
+                DONE,
+                "========= ERROR SUMMARY: 8 errors",
+            ],
+            8,
+            "Uninitialized",
+        ),
+        (INVALID, 1, "Invalid"),  # cut off before it could count
+    ],
+)
 def test_a_run_that_finds_something_is_read(lines, errors, first):
     found = _report(START, *CALLS, *lines, status=86, timed_out=lines is INVALID)
     assert not found["ok"] and found["errors"] == errors
@@ -144,17 +175,43 @@ def test_a_run_that_finds_something_is_read(lines, errors, first):
     assert first in text(record) and gpu.status(record) == 1
 
 
-@pytest.mark.parametrize("lines, status, timed_out, words, ok", [
-    ([START, CALLS[0]], -9, True, f"out of time during: {CALLS[0]}", True),
-    ([START], -9, True, "out of time before the first call", True),
-    ([START, "========= Error: Target application terminated before first instrumented API call"], 1, False,
-     "Error: Target application terminated before", True),
-    (["compute-sanitizer: error while loading shared libraries"], 127, False, "compute-sanitizer: error while", True),
-    ([], 1, False, "no output, status 1", True),
-    # The program failed midway; the tool has nothing to say against it, and yet little has been looked at.
-    ([START, CALLS[0], "RuntimeError: no", CLEAN], 1, False, "the program ended with status 1: RuntimeError", False),
-    ([START, CALLS[0], "a result is not finite", CLEAN], 1, False, "the program ended with status 1: a result", False),
-])
+@pytest.mark.parametrize(
+    "lines, status, timed_out, words, ok",
+    [
+        ([START, CALLS[0]], -9, True, f"out of time during: {CALLS[0]}", True),
+        ([START], -9, True, "out of time before the first call", True),
+        (
+            [START, "========= Error: Target application terminated before first instrumented API call"],
+            1,
+            False,
+            "Error: Target application terminated before",
+            True,
+        ),
+        (
+            ["compute-sanitizer: error while loading shared libraries"],
+            127,
+            False,
+            "compute-sanitizer: error while",
+            True,
+        ),
+        ([], 1, False, "no output, status 1", True),
+        # The program failed midway; the tool has nothing to say against it, and yet little has been looked at.
+        (
+            [START, CALLS[0], "RuntimeError: no", CLEAN],
+            1,
+            False,
+            "the program ended with status 1: RuntimeError",
+            False,
+        ),
+        (
+            [START, CALLS[0], "a result is not finite", CLEAN],
+            1,
+            False,
+            "the program ended with status 1: a result",
+            False,
+        ),
+    ],
+)
 def test_a_run_without_a_result_keeps_the_words(lines, status, timed_out, words, ok):
     found = _report(*lines, status=status, timed_out=timed_out)
     assert found["refused"].startswith(words) and found["ok"] is ok and not found["complete"]

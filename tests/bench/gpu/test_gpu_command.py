@@ -47,13 +47,32 @@ def test_rows_and_bars_name_what_exists():
 
 
 def _cell(seconds, logits=1000, **more):
-    return {"seconds": [seconds], "median": seconds, "min": seconds, "max": seconds, "peak_bytes": 10**6,
-            "weight_bytes": 0, "logits_per_second": logits / seconds, **more}
+    return {
+        "seconds": [seconds],
+        "median": seconds,
+        "min": seconds,
+        "max": seconds,
+        "peak_bytes": 10**6,
+        "weight_bytes": 0,
+        "logits_per_second": logits / seconds,
+        **more,
+    }
 
 
 def _record(cells, wrong=(), task="loss", **machine):
-    row = {"name": "r", "task": task, "dictionary": "rademacher", "n": 5, "num_features": 100, "num_codes": 100,
-           "logits": 1000, "columns": list(cells), "agreement": {}, "wrong": list(wrong), "cells": cells}
+    row = {
+        "name": "r",
+        "task": task,
+        "dictionary": "rademacher",
+        "n": 5,
+        "num_features": 100,
+        "num_codes": 100,
+        "logits": 1000,
+        "columns": list(cells),
+        "agreement": {},
+        "wrong": list(wrong),
+        "cells": cells,
+    }
     return {"machine": machine, "settings": {}, "tests": None, "rows": [row], "bars": []}
 
 
@@ -62,40 +81,63 @@ BESIDE_BOTH = _cell(0.5, ratios={CUDA: {"median": 5.0}, TRITON: {"median": 2.5}}
 TENSOR = {"matmul": {"bf16": 1e7}}  # 1e4 logits/s at 800 operations each: 80 %
 
 
-@pytest.mark.parametrize("bar, cells, measured, met", [
-    (GpuBar("rate", "r", 1e4), {TORCH: _cell(0.1)}, 1e4, True),
-    (GpuBar("rate", "r", 1.01e4), {TORCH: _cell(0.1)}, 1e4, False),
-    (GpuBar("rate", "r", 1e4), {TORCH: _cell(9.0), "library:triton": _cell(0.1)}, 1e4, True),
-    (GpuBar("rate", "r", 1e4), {TORCH: {"skipped": "time"}}, None, None),
-    (GpuBar("rate", "absent", 1e4), {TORCH: _cell(0.1)}, None, None),
-    (GpuBar("speedup", "r", 5.0, "authors_float32"), {TORCH: _cell(0.1), "authors_float32": AUTHORS}, 5.0, True),
-    (GpuBar("speedup", "r", 5.1, "authors_float32"), {TORCH: _cell(0.1), "authors_float32": AUTHORS}, 5.0, False),
-    (GpuBar("speedup", "r", 5.0, "authors_float32"), {TORCH: _cell(0.1), "authors_float32": {"error": "x"}},
-     None, None),
-    (GpuBar("tensor", "r", 0.8), {TORCH: _cell(0.1)}, 80.0, True),
-    (GpuBar("tensor", "r", 0.81), {TORCH: _cell(0.1)}, 80.0, False),
-    (GpuBar("memory", "r", 0.01, "authors_float32"), {TORCH: _cell(0.1), "authors_float32": AUTHORS}, 0.990, True),
-    (GpuBar("memory", "r", 0.0099, "authors_float32"), {TORCH: _cell(0.1), "authors_float32": AUTHORS}, 0.990, False),
-    (GpuBar("memory", "r", 0.01, "authors_float32"),
-     {TORCH: _cell(0.1), "authors_float32": {"skipped": "x", "estimated_bytes": 10**8, "weight_bytes": 0}},
-     1.0, False),
-    (GpuBar("peak", "r", 1.1e6), {TORCH: _cell(0.1)}, 1e6, True),
-    (GpuBar("peak", "r", 0.9e6), {TORCH: _cell(0.1)}, 1e6, False),
-    (GpuBar("peak", "r", 1e7), {TORCH: {**_cell(0.1), "peak_bytes": None}}, None, None),
-    (GpuBar("time", "r", 0.11), {TORCH: _cell(0.1)}, 0.1, True),
-    (GpuBar("time", "r", 0.09), {TORCH: _cell(0.1)}, 0.1, False),
-    # A bar that belongs to a backend looks at no other.
-    (GpuBar("rate", "r", 2e3, backend="triton"), {CUDA: _cell(0.1), TRITON: _cell(0.4)}, 2.5e3, True),
-    (GpuBar("rate", "r", 5e3, backend="triton"), {CUDA: _cell(0.1), TRITON: _cell(0.4)}, 2.5e3, False),
-    (GpuBar("rate", "r", 1.0, backend="cuda"), {CUDA: {"skipped": "time"}, TRITON: _cell(0.4)}, None, None),
-    (GpuBar("speedup", "r", 5.0, "authors_float32", backend="cuda"),
-     {CUDA: _cell(0.1), TRITON: _cell(0.2), "authors_float32": BESIDE_BOTH}, 5.0, True),
-    (GpuBar("speedup", "r", 5.0, "authors_float32", backend="triton"),
-     {CUDA: _cell(0.1), TRITON: _cell(0.2), "authors_float32": BESIDE_BOTH}, 2.5, False),
-    (GpuBar("runs", "r"), {TORCH: _cell(0.1)}, 0.1, True),
-    (GpuBar("runs", "r", backend="cuda"), {CUDA: {"error": "x"}, TRITON: _cell(0.1)}, None, False),
-    (GpuBar("runs", "r"), {TORCH: {"error": "OutOfMemoryError: x"}}, None, False),
-])
+@pytest.mark.parametrize(
+    "bar, cells, measured, met",
+    [
+        (GpuBar("rate", "r", 1e4), {TORCH: _cell(0.1)}, 1e4, True),
+        (GpuBar("rate", "r", 1.01e4), {TORCH: _cell(0.1)}, 1e4, False),
+        (GpuBar("rate", "r", 1e4), {TORCH: _cell(9.0), "library:triton": _cell(0.1)}, 1e4, True),
+        (GpuBar("rate", "r", 1e4), {TORCH: {"skipped": "time"}}, None, None),
+        (GpuBar("rate", "absent", 1e4), {TORCH: _cell(0.1)}, None, None),
+        (GpuBar("speedup", "r", 5.0, "authors_float32"), {TORCH: _cell(0.1), "authors_float32": AUTHORS}, 5.0, True),
+        (GpuBar("speedup", "r", 5.1, "authors_float32"), {TORCH: _cell(0.1), "authors_float32": AUTHORS}, 5.0, False),
+        (
+            GpuBar("speedup", "r", 5.0, "authors_float32"),
+            {TORCH: _cell(0.1), "authors_float32": {"error": "x"}},
+            None,
+            None,
+        ),
+        (GpuBar("tensor", "r", 0.8), {TORCH: _cell(0.1)}, 80.0, True),
+        (GpuBar("tensor", "r", 0.81), {TORCH: _cell(0.1)}, 80.0, False),
+        (GpuBar("memory", "r", 0.01, "authors_float32"), {TORCH: _cell(0.1), "authors_float32": AUTHORS}, 0.990, True),
+        (
+            GpuBar("memory", "r", 0.0099, "authors_float32"),
+            {TORCH: _cell(0.1), "authors_float32": AUTHORS},
+            0.990,
+            False,
+        ),
+        (
+            GpuBar("memory", "r", 0.01, "authors_float32"),
+            {TORCH: _cell(0.1), "authors_float32": {"skipped": "x", "estimated_bytes": 10**8, "weight_bytes": 0}},
+            1.0,
+            False,
+        ),
+        (GpuBar("peak", "r", 1.1e6), {TORCH: _cell(0.1)}, 1e6, True),
+        (GpuBar("peak", "r", 0.9e6), {TORCH: _cell(0.1)}, 1e6, False),
+        (GpuBar("peak", "r", 1e7), {TORCH: {**_cell(0.1), "peak_bytes": None}}, None, None),
+        (GpuBar("time", "r", 0.11), {TORCH: _cell(0.1)}, 0.1, True),
+        (GpuBar("time", "r", 0.09), {TORCH: _cell(0.1)}, 0.1, False),
+        # A bar that belongs to a backend looks at no other.
+        (GpuBar("rate", "r", 2e3, backend="triton"), {CUDA: _cell(0.1), TRITON: _cell(0.4)}, 2.5e3, True),
+        (GpuBar("rate", "r", 5e3, backend="triton"), {CUDA: _cell(0.1), TRITON: _cell(0.4)}, 2.5e3, False),
+        (GpuBar("rate", "r", 1.0, backend="cuda"), {CUDA: {"skipped": "time"}, TRITON: _cell(0.4)}, None, None),
+        (
+            GpuBar("speedup", "r", 5.0, "authors_float32", backend="cuda"),
+            {CUDA: _cell(0.1), TRITON: _cell(0.2), "authors_float32": BESIDE_BOTH},
+            5.0,
+            True,
+        ),
+        (
+            GpuBar("speedup", "r", 5.0, "authors_float32", backend="triton"),
+            {CUDA: _cell(0.1), TRITON: _cell(0.2), "authors_float32": BESIDE_BOTH},
+            2.5,
+            False,
+        ),
+        (GpuBar("runs", "r"), {TORCH: _cell(0.1)}, 0.1, True),
+        (GpuBar("runs", "r", backend="cuda"), {CUDA: {"error": "x"}, TRITON: _cell(0.1)}, None, False),
+        (GpuBar("runs", "r"), {TORCH: {"error": "OutOfMemoryError: x"}}, None, False),
+    ],
+)
 def test_bars(bar, cells, measured, met):
     (verdict,) = judge([bar], _record(cells, **TENSOR))
     assert verdict["met"] is met
