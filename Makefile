@@ -8,11 +8,13 @@ SOURCES := setup.py pyproject.toml constraints.txt CMakeLists.txt $(shell find c
 # Machine code of the CUDA kernels, where nvcc is found. sm_90a, in a wheel, is sm_90 again: no kernel uses what it adds.
 CUDA_ARCHITECTURES ?= 80;90;100
 
-.PHONY: help env train test bench sanitize test-aarch64 clean
+.PHONY: help env train test test-slow test-all bench sanitize test-aarch64 clean
 
 help:
 	@echo "make train   environment, build, a training run on the digits, report in $(OUTPUT)/report.html"
-	@echo "make test    environment, build, all tests, in two processes"
+	@echo "make test    environment, build, and of every kind of test the quick ones, in two processes: 6 minutes on two cores"
+	@echo "make test-slow   the tests that make test leaves out"
+	@echo "make test-all    both in one run"
 	@echo "make bench   the benchmarks against eager PyTorch (a quiet machine; several minutes)"
 	@echo "make sanitize      the C++ test program under the address, undefined-behaviour and thread sanitizers"
 	@echo "make test-aarch64  the C++ test program built for 64-bit ARM and run by qemu-user"
@@ -38,8 +40,15 @@ train: env
 
 # A file of tests stays in one process: its fixtures are made once, and its dictionaries' codes too.
 JOBS ?= 2
+PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 test: env
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
+	$(PYTEST) -m 'not slow' $(ARGS)
+
+test-slow: env
+	$(PYTEST) -m slow $(ARGS)
+
+test-all: env
+	$(PYTEST) $(ARGS)
 
 bench: env
 	$(BIN)/python -m pytest bench/ --benchmark $(ARGS)

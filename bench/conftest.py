@@ -87,7 +87,7 @@ def _prepare(bench: Bench) -> None:
     """Checks that the library is here and its backend runs; describes the machine while it is still idle."""
     try:
         from bench.implementations import check_backend
-        from bench.machine import describe
+        from train.machine import describe
 
         check_backend(bench.backend)
     except ImportError as error:

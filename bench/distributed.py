@@ -12,7 +12,7 @@ headers for each packet, acknowledgements included. Where there can be no such n
 torch.distributed is counted instead and marked "hooks". Links: the same ranks with the interfaces slowed down, against
 `bench.scaling_predictions.behind_links`. The JSON:
 
-    {"schema": 1, "benchmark": "distributed", "machine": `bench.machine.describe`'s, "settings": {...},
+    {"schema": 1, "benchmark": "distributed", "machine": `train.machine.describe`'s, "settings": {...},
      "speed": [{"case", "one", "two": {"seconds", spread}, "ratio", "processor_ratio": {"values", spread},
                 "parts": {part: seconds}}],
      "traffic": [{"case", "world", "counted": "interface" or "hooks", "payload", "bytes", "packets": per rank and step,
@@ -41,7 +41,7 @@ from bench import scaling_formulas as formulas
 from bench.distributed_parts import PARTS
 from bench.distributed_tables import table
 from bench.gpu_record import write_json
-from bench.machine import describe, slug
+from train.machine import describe, slug
 from bench.results import RESULTS, ResultsError
 from bench.scaling_predictions import behind_links
 from bench.timing import ratios, spread

@@ -1,7 +1,7 @@
 """The JSON that a benchmark run leaves behind: how it is built, checked, written and read.
 
     {"schema": 2, "benchmark": "cplearn_loss",
-     "machine":  what `bench.machine.describe` returns,
+     "machine":  what `train.machine.describe` returns,
      "settings": {"backend", "rounds", "full"},
      "rows": [{"name", "dictionary", "n", "num_features", "num_codes",
                "columns": {column: {"forward_backward": timing, "forward": timing, "memory": bytes, "error": text}},
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 from bench.targets import judge
-from bench.machine import slug
+from train.machine import slug
 from bench.cases import COLUMN_TITLES, LIBRARY, Row
 from bench.timing import ratios, spread
 

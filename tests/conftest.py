@@ -7,6 +7,7 @@ import ctypes
 import gc
 import json
 import os
+import signal
 import sys
 
 import pytest
@@ -28,6 +29,22 @@ def keep_freed_memory():
     if mallopt is not None:
         mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped by itself
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap does not shrink
+
+
+@pytest.fixture(scope="session", autouse=True)
+def known_signals():
+    """SIGINT and SIGTERM act as in a terminal, here and in the processes that tests start.
+
+    They would else be inherited: a shell starts its background jobs with SIGINT ignored, and CI runners do likewise.
+    """
+    known = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {signum: signal.signal(signum, handler) for signum, handler in known.items()}
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, before) if hasattr(signal, "pthread_sigmask") else None
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler or signal.SIG_DFL)
+    if mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @pytest.fixture(scope="module", autouse=True)

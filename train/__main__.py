@@ -6,7 +6,6 @@ import time
 
 STARTED = time.perf_counter()  # before the imports below, which are seconds of every run
 
-import json  # noqa: E402
 import os  # noqa: E402
 import shlex  # noqa: E402
 import shutil  # noqa: E402
@@ -18,15 +17,17 @@ from dataclasses import replace  # noqa: E402
 import torch  # noqa: E402
 import tyro  # noqa: E402
 
-from train import (  # noqa: E402
-    backbones, checkpoint, evaluate, events, folder, loop, methods, optimisers, processes, report, threads)
-from train.augment import TwoViews  # noqa: E402
+from train import backbones, checkpoint, evaluate, loop, methods, optimisers, report, run_folder, threads  # noqa: E402
 from train.checkpoint import Progress  # noqa: E402
 from train.config import Config  # noqa: E402
 from train.data import Images, load  # noqa: E402
+from train.data.augment import TwoViews  # noqa: E402
+from train.distributed import processes  # noqa: E402
+from train.distributed.processes import ALONE, Elsewhere, Lost, Processes  # noqa: E402
 from train.errors import Diverged, InputError  # noqa: E402
-from train.processes import ALONE, Elsewhere, Lost, Processes  # noqa: E402
-from train.run_files import CONFIG_FILE, DIVERGED_FILE, EMBEDDINGS_FILE, SUMMARY_FILE  # noqa: E402
+from train.files import write_json  # noqa: E402
+from train.reporting import events  # noqa: E402
+from train.run_folder import CHECKPOINT_FILE, CONFIG_FILE, DIVERGED_FILE, EMBEDDINGS_FILE, REPORT_FILE, SUMMARY_FILE  # noqa: E402
 from train.seeds import derive_seed  # noqa: E402
 
 
@@ -60,8 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read the output is gone; Python would complain once more when it flushes.
         sys.stdout = open(os.devnull, "w")
-        return ranks.end(141, f"Stopped, because nothing reads the output any more. If a checkpoint was saved, go on "
-                              f"with:\n  {again}")
+        return ranks.end(
+            141,
+            f"Stopped, because nothing reads the output any more. If a checkpoint was saved, go on with:\n  {again}",
+        )
     except KeyboardInterrupt:
         return ranks.end(130, f"Stopped. If a checkpoint was saved, go on with:\n  {again}")
     except Exception:
@@ -92,7 +95,7 @@ def run(config: Config, ranks: Processes = ALONE) -> dict | None:
     with threads.limited_to(config.num_threads), ExitStack() as held:
         with ranks.first_goes_ahead():
             if ranks.first:
-                held.enter_context(folder.claim(config))
+                held.enter_context(run_folder.claim(config))
             data = load(replace(config, download=config.download and ranks.first)).to(config.device)
         with ranks.agreement():
             ranks.check_same(data.train_images)
@@ -107,9 +110,11 @@ def run(config: Config, ranks: Processes = ALONE) -> dict | None:
         earlier = sum(progress.seconds.values())
         if ranks.first:
             shared = f" in {ranks.world} processes" if ranks.world > 1 else ""
-            print(f"{config.method} on {config.dataset}: {len(data.train_images)} training and "
-                  f"{len(data.test_images)} test images, {sum(p.numel() for p in method.parameters()):,} weights, "
-                  f"{method.num_clusters:,} clusters, {config.device}{shared}")
+            print(
+                f"{config.method} on {config.dataset}: {len(data.train_images)} training and "
+                f"{len(data.test_images)} test images, {sum(p.numel() for p in method.parameters()):,} weights, "
+                f"{method.num_clusters:,} clusters, {config.device}{shared}"
+            )
         loop.train(config, data, method, optimiser, progress, ranks)
         # Evaluation may take long, and nobody should have to wait for it.
         ranks.part()
@@ -117,40 +122,53 @@ def run(config: Config, ranks: Processes = ALONE) -> dict | None:
             return None
         print("evaluating ...", flush=True)
         summary, test = evaluate.judge(config, data, method)
-        summary |= {"levels": method.lines(), **loop.throughput(config, progress), "processes": ranks.world,
-                    "seconds": earlier + time.perf_counter() - STARTED}
+        summary |= {
+            "levels": method.lines(),
+            **loop.throughput(config, progress),
+            "processes": ranks.world,
+            "seconds": earlier + time.perf_counter() - STARTED,
+        }
         with loop.writing(config.output_dir, progress.step):
             finish(config, data, summary, test)
     print(evaluate.table(summary))
-    print(f"\n  {summary['images_per_second']:.0f} images/s in {summary['seconds_training']:.0f} s of training; "
-          "share of a step: " + ", ".join(f"{name.removesuffix('_fraction_of_step').replace('_', ' ')} {value:.1%}"
-                      for name, value in summary.items() if name.endswith("_fraction_of_step")))
-    print(f"report: {config.output_dir / report.FILE}")
+    print(
+        f"\n  {summary['images_per_second']:.0f} images/s in {summary['seconds_training']:.0f} s of training; "
+        "share of a step: "
+        + ", ".join(
+            f"{name.removesuffix('_fraction_of_step').replace('_', ' ')} {value:.1%}"
+            for name, value in summary.items()
+            if name.endswith("_fraction_of_step")
+        )
+    )
+    print(f"report: {config.output_dir / REPORT_FILE}")
     return summary
 
 
 def start(config: Config, method: torch.nn.Module, optimiser: torch.optim.Optimizer, world: int) -> Progress:
     """Restore the checkpoint to be resumed, or begin at step 0; write config.json and a first checkpoint."""
-    path = config.output_dir / checkpoint.FILE
+    path = config.output_dir / CHECKPOINT_FILE
     progress = checkpoint.restore(path, config, method, optimiser) if config.resume else Progress()
     before, now = (progress.processes, progress.threads), (world, config.num_threads)
     if progress.threads is not None and before != now:
-        print(f"Processes before and now: {before[0]} and {now[0]}; CPU threads of each: {before[1]} and {now[1]}. The "
-              f"last digits may differ from those of a run that was not stopped.")
+        print(
+            f"Processes before and now: {before[0]} and {now[0]}; CPU threads of each: {before[1]} and {now[1]}. The "
+            f"last digits may differ from those of a run that was not stopped."
+        )
     progress.processes, progress.threads = now
-    folder.check_room(config, method)
+    run_folder.check_room(config, method)
     try:
         if not config.resume:
-            for name in (SUMMARY_FILE, EMBEDDINGS_FILE, report.FILE, DIVERGED_FILE):
+            for name in (SUMMARY_FILE, EMBEDDINGS_FILE, REPORT_FILE, DIVERGED_FILE):
                 (config.output_dir / name).unlink(missing_ok=True)
             shutil.rmtree(config.output_dir / events.FOLDER, ignore_errors=True)
-        text = json.dumps(config.to_dict(), indent=2) + "\n"
-        checkpoint.write_atomically(config.output_dir / CONFIG_FILE, lambda temporary: temporary.write_text(text))
+        write_json(config.output_dir / CONFIG_FILE, config.to_dict())
         # A disk without room for a checkpoint is found out now and not an epoch later.
         checkpoint.save(path, config, progress, method, optimiser)
     except OSError as error:
-        raise InputError(f"--output-dir {config.output_dir} cannot take a checkpoint ({error}), expected a folder with "
-                         f"room to write in.") from None
+        raise InputError(
+            f"--output-dir {config.output_dir} cannot take a checkpoint ({error}), expected a folder with "
+            f"room to write in."
+        ) from None
     return progress
 
 
@@ -158,8 +176,7 @@ def finish(config: Config, data: Images, summary: dict, test: evaluate.Encoded) 
     """Write embeddings.npz, summary.json and report.html; the report is made from the other files of the folder."""
     path = config.output_dir
     evaluate.save_embeddings(path / EMBEDDINGS_FILE, test, data.test_labels.cpu(), data.classes)
-    checkpoint.write_atomically(path / SUMMARY_FILE,
-                                lambda temporary: temporary.write_text(json.dumps(summary, indent=2) + "\n"))
+    write_json(path / SUMMARY_FILE, summary)
     # The run's random draws are over; this seed only keeps the pictured views the same from report to report.
     torch.manual_seed(derive_seed(config.seed, "pictured views"))
     sample = data.train_images[:10]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import pickle
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,11 +12,9 @@ import torch
 from torch import nn
 
 from train.config import Config, differing_fields
+from train.distributed.processes import Processes
 from train.errors import InputError
-from train.processes import Processes
-from train.run_files import CHECKPOINT_FILE
-
-FILE = CHECKPOINT_FILE
+from train.files import write_atomically
 
 
 @dataclass
@@ -49,8 +46,12 @@ def save(path: Path, config: Config, progress: Progress, method: nn.Module, opti
 
 def pack(config: Config, progress: Progress, method: nn.Module, optimiser: torch.optim.Optimizer) -> memoryview:
     """The bytes of a checkpoint."""
-    content = {"config": config.to_dict(), "progress": asdict(progress), "method": method.state_dict(),
-               "optimiser": optimiser.state_dict()}
+    content = {
+        "config": config.to_dict(),
+        "progress": asdict(progress),
+        "method": method.state_dict(),
+        "optimiser": optimiser.state_dict(),
+    }
     # Through memory: torch.save reports a full disk as a RuntimeError, which could be anything; a file says OSError.
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -70,8 +71,9 @@ def load(path: Path, device: str = "cpu") -> dict[str, Any]:
         if not isinstance(content["config"], dict) or not {"method", "optimiser"} <= content.keys():
             raise ValueError
     except (RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path} could not be read ({type(error).__name__}), expected a checkpoint of this "
-                         f"program.") from None
+        raise InputError(
+            f"{path} could not be read ({type(error).__name__}), expected a checkpoint of this program."
+        ) from None
     return content
 
 
@@ -89,13 +91,16 @@ def restore(path: Path, config: Config, method: nn.Module, optimiser: torch.opti
         method.load_state_dict(content["method"])
         optimiser.load_state_dict(content["optimiser"])
     except (RuntimeError, ValueError, KeyError) as error:
-        raise InputError(f"{path} does not fit this run ({' '.join(str(error).split())}), expected the weights of the "
-                         f"same method, backbone and dictionary.") from None
+        raise InputError(
+            f"{path} does not fit this run ({' '.join(str(error).split())}), expected the weights of the "
+            f"same method, backbone and dictionary."
+        ) from None
     return Progress(**content["progress"])
 
 
-def share(ranks: Processes, config: Config, progress: Progress, method: nn.Module, optimiser: torch.optim.Optimizer
-          ) -> Progress:
+def share(
+    ranks: Processes, config: Config, progress: Progress, method: nn.Module, optimiser: torch.optim.Optimizer
+) -> Progress:
     """Give every process what process 0 has: weights, optimiser and progress; the others' `progress` is not looked at.
 
     One process reads the file, and the rest need not see its folder.
@@ -109,16 +114,3 @@ def share(ranks: Processes, config: Config, progress: Progress, method: nn.Modul
     method.load_state_dict(content["method"])
     optimiser.load_state_dict(content["optimiser"])
     return Progress(**content["progress"])
-
-
-def write_atomically(path: Path, write) -> None:
-    """Call `write(temporary path)`, then rename: readers see the old file or the new one, never a part of it."""
-    temporary = path.with_name(path.name + ".part")
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            # Without this a power cut after the rename could leave a name without its bytes.
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

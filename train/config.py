@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Callable, Literal
 
 import torch
 
@@ -19,13 +19,25 @@ from train.errors import InputError
 # read off the test images, one seed each: beta is tuned to them.
 # cifar10: augmentation and schedule of the paper. beta = 0.25 is ahead of 1 in the first thousands of steps
 # (docs/studies.md, d and e); the authors' published configuration, for many more, has 1.
-PRESETS: dict[str, dict[str, Any]] = {
-    "digits": dict(beta=0.75, freeze_prototypes=11, epochs=20, batch_size=128, lr=5e-3, warmup_epochs=2, stem_stride=4,
-                   crop_scale=(0.8, 1.0), rotation=8.0, jitter=(0.2, 0.2, 0.0, 0.0), jitter_prob=0.8, grey_prob=0.0,
-                   flip_prob=0.0, solarise_prob=0.0),
-    "cifar10": dict(beta=0.25, freeze_prototypes=100, epochs=200, batch_size=256, lr=2e-3, warmup_epochs=10,
-                    stem_stride=1, crop_scale=(0.08, 1.0), rotation=0.0, jitter=(0.4, 0.4, 0.2, 0.1), jitter_prob=0.8,
-                    grey_prob=0.2, flip_prob=0.5, solarise_prob=0.2),
+_OF_DIGITS_AND_CIFAR10: dict[str, tuple[Any, Any]] = {
+    "beta": (0.75, 0.25),
+    "freeze_prototypes": (11, 100),
+    "epochs": (20, 200),
+    "batch_size": (128, 256),
+    "lr": (5e-3, 2e-3),
+    "warmup_epochs": (2, 10),
+    "stem_stride": (4, 1),
+    "crop_scale": ((0.8, 1.0), (0.08, 1.0)),
+    "rotation": (8.0, 0.0),
+    "jitter": ((0.2, 0.2, 0.0, 0.0), (0.4, 0.4, 0.2, 0.1)),
+    "jitter_prob": (0.8, 0.8),
+    "grey_prob": (0.0, 0.2),
+    "flip_prob": (0.0, 0.5),
+    "solarise_prob": (0.0, 0.2),
+}
+PRESETS = {
+    dataset: {name: values[column] for name, values in _OF_DIGITS_AND_CIFAR10.items()}
+    for column, dataset in enumerate(("digits", "cifar10"))
 }
 
 # What belongs to a backbone: the channels of its stages.
@@ -180,42 +192,62 @@ class Config:
         return config
 
     def _check(self) -> None:
-        for name in ("num_codes", "num_features", "num_prototypes", "projector_hidden", "stem_stride", "epochs",
-                     "batch_size", "knn_neighbours", "num_threads", "num_train", "num_test"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, name, value, "a whole number of at least 1")
-        for name in ("queue_length", "freeze_prototypes"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "a whole number of at least 0")
-        _require(0 <= self.seed < 2 ** 64, "seed", self.seed, "a whole number of at least 0 and below 2^64")
-        _require(self.num_test is None or self.num_test >= 2, "num_test", self.num_test, "at least 2, for a spread")
-        _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2, because batch norm needs a batch")
-        _require(len(self.widths) >= 1 and min(self.widths) >= 1, "widths", self.widths, "numbers of at least 1")
-        _require((self.dictionary == "dense") == (self.dictionary_file is not None), "dictionary_file",
-                 self.dictionary_file, "a file with --dictionary dense, and none with another dictionary")
-        _require(0 <= self.warmup_epochs < self.epochs, "warmup_epochs", self.warmup_epochs,
-                 f"at least 0 and less than the {self.epochs} epochs")
-        for name in ("lr", "beta", "weight_decay", "rotation", "barlow_lambda"):
-            value = getattr(self, name)
-            _require(0 <= value < float("inf"), name, value, "a finite number of at least 0")
-        for name in ("swav_temperature", "sinkhorn_epsilon", "checkpoint_minutes"):
-            value = getattr(self, name)
-            _require(0 < value < float("inf"), name, value, "a finite number above 0")
-        _require(0 <= self.momentum < 1, "momentum", self.momentum, "at least 0 and below 1")
-        for name in ("jitter_prob", "grey_prob", "flip_prob", "solarise_prob"):
-            value = getattr(self, name)
-            _require(0 <= value <= 1, name, value, "a share between 0 and 1")
-        _require(all(0 <= value <= 1 for value in self.jitter) and self.jitter[3] <= 0.5, "jitter", self.jitter,
-                 "four numbers between 0 and 1, the last at most 0.5")
-        low, high = self.crop_scale
-        _require(0 < low <= high <= 1, "crop_scale", self.crop_scale, "two shares with 0 < smallest <= largest <= 1")
-        _require(self.dataset == "digits" or self.data_dir is not None, "data_dir", self.data_dir,
-                 "the folder that holds CIFAR-10 (or where --download should put it)")
-        _require(not (self.resume and self.overwrite), "resume", "true together with --overwrite", "one of the two")
+        unbounded = float("inf")
+        requirements: list[tuple[str, Callable[[Any], bool], str]] = [
+            (
+                "num_codes num_features num_prototypes projector_hidden stem_stride epochs batch_size knn_neighbours "
+                "num_threads num_train num_test",
+                lambda count: count is None or count >= 1,
+                "a whole number of at least 1",
+            ),
+            ("queue_length freeze_prototypes", lambda count: count >= 0, "a whole number of at least 0"),
+            ("seed", lambda seed: 0 <= seed < 2**64, "a whole number of at least 0 and below 2^64"),
+            ("num_test", lambda count: count is None or count >= 2, "at least 2, for a spread"),
+            ("batch_size", lambda count: count >= 2, "at least 2, because batch norm needs a batch"),
+            ("widths", lambda widths: len(widths) >= 1 and min(widths) >= 1, "numbers of at least 1"),
+            (
+                "dictionary_file",
+                lambda file: (self.dictionary == "dense") == (file is not None),
+                "a file with --dictionary dense, and none with another dictionary",
+            ),
+            ("warmup_epochs", lambda n: 0 <= n < self.epochs, f"at least 0 and less than the {self.epochs} epochs"),
+            (
+                "lr beta weight_decay rotation barlow_lambda",
+                lambda value: 0 <= value < unbounded,
+                "a finite number of at least 0",
+            ),
+            (
+                "swav_temperature sinkhorn_epsilon checkpoint_minutes",
+                lambda value: 0 < value < unbounded,
+                "a finite number above 0",
+            ),
+            ("momentum", lambda value: 0 <= value < 1, "at least 0 and below 1"),
+            ("jitter_prob grey_prob flip_prob solarise_prob", lambda p: 0 <= p <= 1, "a share between 0 and 1"),
+            (
+                "jitter",
+                lambda strengths: all(0 <= value <= 1 for value in strengths) and strengths[3] <= 0.5,
+                "four numbers between 0 and 1, the last at most 0.5",
+            ),
+            ("crop_scale", lambda s: 0 < s[0] <= s[1] <= 1, "two shares with 0 < smallest <= largest <= 1"),
+            (
+                "data_dir",
+                lambda folder: self.dataset == "digits" or folder is not None,
+                "the folder that holds CIFAR-10 (or where --download should put it)",
+            ),
+        ]
+        for names, holds, expected in requirements:
+            for name in names.split():
+                if not holds(value := getattr(self, name)):
+                    raise InputError(f"--{name.replace('_', '-')} was {value}, expected {expected}.")
+        if self.resume and self.overwrite:
+            raise InputError("--resume was true together with --overwrite, expected one of the two.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only (str, int, float, bool, list, None), as written to config.json and to checkpoints."""
+
         def plain(value):
             return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+
         return {name: plain(value) for name, value in dataclasses.asdict(self).items()}
 
     @classmethod
@@ -239,13 +271,11 @@ def differing_fields(stored: dict[str, Any], config: Config) -> list[str]:
     """
     now = config.to_dict()
     names = [name for name in {**now, **stored} if name not in PLACES + SHARES]
-    return [f"{name} ({stored.get(name)!r} in the checkpoint, {now.get(name)!r} now)"
-            for name in names if stored.get(name) != now.get(name)]
-
-
-def _require(condition: bool, name: str, value: object, expected: str) -> None:
-    if not condition:
-        raise InputError(f"--{name.replace('_', '-')} was {value}, expected {expected}.")
+    return [
+        f"{name} ({stored.get(name)!r} in the checkpoint, {now.get(name)!r} now)"
+        for name in names
+        if stored.get(name) != now.get(name)
+    ]
 
 
 def _resolve_device(name: str) -> str:
@@ -256,6 +286,7 @@ def _resolve_device(name: str) -> str:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"--device was {name}, expected cpu, auto or an accelerator that runs here "
-                         f"({reason}).") from None
+        raise InputError(
+            f"--device was {name}, expected cpu, auto or an accelerator that runs here ({reason})."
+        ) from None
     return str(device)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
+import textwrap
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,34 +13,18 @@ from typing import Any, Iterator
 
 import numpy as np
 import torch
+from tabulate import tabulate
 from torch import Tensor, nn
 
-from train import backbones, checkpoint, collapse, methods, quality, threads, verdicts
-from train.augment import TwoViews
+from train import backbones, checkpoint, methods, threads
 from train.config import Config
 from train.data import Images, load
+from train.data.augment import TwoViews
 from train.errors import InputError
+from train.evaluation import collapse, quality, verdicts
+from train.evaluation.measures import LABELS, MIXTURES
+from train.files import write_atomically, write_json
 from train.seeds import derive_seed
-
-MEANINGS = {
-    "linear_probe": "accuracy of a linear classifier on the features",
-    "linear_probe_converged": "whether its training reached its tolerance",
-    "knn": "accuracy of weighted nearest neighbours on the features",
-    "nmi": "mutual information of clusters and classes, normalised; grows with the clusters",
-    "ami": "the same, adjusted: 0 by chance whatever the number of clusters",
-    "kmeans_nmi": "nmi of k-means of the features with one cluster per class",
-    "view_agreement": "ami between the clusters of two augmented views of each image",
-    "codes_used": "clusters with at least one image",
-    "perplexity": "clusters in even use",
-    "num_clusters": "clusters that there are",
-    "effective_rank": "dimensions that the embeddings use (RankMe)",
-    "effective_rank_features": "dimensions that the features use",
-    "embedding_std": "spread of unit-length embeddings, per coordinate",
-    "within_class_scatter": "share of the embeddings' variance within classes",
-    "test_images": "images measured",
-    "num_features": "length of an embedding",
-    "num_classes": "classes among the labels",
-}
 
 
 @dataclass(frozen=True)
@@ -63,13 +47,16 @@ def judge(config: Config, data: Images, method: nn.Module) -> tuple[dict[str, An
     Raises InputError if features or embeddings are not finite, as after a run that diverged.
     """
     train_x, train_y = encode_features(method, data.train_images), data.train_labels.cpu()
-    test = dataclasses.replace(encode(method, data.test_images),
-                               view_clusters=encode_views(config, method, data.test_images))
+    test = dataclasses.replace(
+        encode(method, data.test_images), view_clusters=encode_views(config, method, data.test_images)
+    )
     test_y = data.test_labels.cpu()
     for name, value in (("features", train_x), ("features", test.features), ("embeddings", test.embeddings)):
         if bad := int((~value.isfinite()).any(1).sum()):
-            raise InputError(f"The {name} of {bad} of {len(value)} images were not finite, expected an encoder whose "
-                             f"training has not diverged.")
+            raise InputError(
+                f"The {name} of {bad} of {len(value)} images were not finite, expected an encoder whose "
+                f"training has not diverged."
+            )
     probe, converged = quality.linear_probe(train_x, train_y, test.features, test_y)
     counts = collapse.code_counts(test.clusters)
     summary = {
@@ -127,8 +114,9 @@ def encode_views(config: Config, method: nn.Module, images: Tensor, batch_size: 
     with _evaluating(method), torch.random.fork_rng(devices):
         torch.manual_seed(derive_seed(config.seed, "evaluation views"))
         for batch in images.split(batch_size):
-            clusters.append(torch.stack([method.assign(method.head(method.backbone(view))).cpu()
-                                         for view in views(batch)]))
+            clusters.append(
+                torch.stack([method.assign(method.head(method.backbone(view))).cpu() for view in views(batch)])
+            )
     return torch.cat(clusters, dim=1)
 
 
@@ -148,8 +136,13 @@ def save_embeddings(path: Path, encoded: Encoded, labels: Tensor, classes: list[
     Arrays: `embeddings`, `features`, `clusters`, `labels` int64 `(N,)`, `classes` strings `(K,)`, and `view_clusters`
     if there are any; shapes and types as in `Encoded`.
     """
-    arrays = {"embeddings": encoded.embeddings, "features": encoded.features, "clusters": encoded.clusters,
-              "labels": labels.cpu(), "view_clusters": encoded.view_clusters}
+    arrays = {
+        "embeddings": encoded.embeddings,
+        "features": encoded.features,
+        "clusters": encoded.clusters,
+        "labels": labels.cpu(),
+        "view_clusters": encoded.view_clusters,
+    }
     arrays = {name: value.numpy() for name, value in arrays.items() if value is not None}
 
     def write(temporary: Path) -> None:
@@ -157,11 +150,12 @@ def save_embeddings(path: Path, encoded: Encoded, labels: Tensor, classes: list[
         with temporary.open("wb") as file:
             np.savez_compressed(file, classes=np.array(classes, dtype=np.str_), **arrays)
 
-    checkpoint.write_atomically(path, write)
+    write_atomically(path, write)
 
 
-def restore(path: Path, data_dir: Path | None = None, device: str = "auto"
-            ) -> tuple[Config, Images, nn.Module, list[dict[str, float]]]:
+def restore(
+    path: Path, data_dir: Path | None = None, device: str = "auto"
+) -> tuple[Config, Images, nn.Module, list[dict[str, float]]]:
     """What a checkpoint holds: configuration, data set, method with its weights, and the metrics of each epoch.
 
     Args:
@@ -174,39 +168,50 @@ def restore(path: Path, data_dir: Path | None = None, device: str = "auto"
     """
     content = checkpoint.load(path, "cpu")
     stored = Config.from_dict(content["config"])
-    config = dataclasses.replace(stored, data_dir=data_dir or stored.data_dir, device=device, download=False,
-                                 resume=False, overwrite=False).resolved()
+    config = dataclasses.replace(
+        stored, data_dir=data_dir or stored.data_dir, device=device, download=False, resume=False, overwrite=False
+    ).resolved()
     if config.dataset != "digits" and not config.data_dir.is_dir():
         source = "" if data_dir else ", as in the run"
-        raise InputError(f"--data-dir was {config.data_dir}{source}, expected an existing folder with the images of "
-                         f"{config.dataset}.")
+        raise InputError(
+            f"--data-dir was {config.data_dir}{source}, expected an existing folder with the images of "
+            f"{config.dataset}."
+        )
     data = load(config).to(config.device)
     method = methods.build(config, backbones.build(config))
     try:
         method.load_state_dict(content["method"])
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} holds other weights than its configuration says ({' '.join(str(error).split())}), "
-                         f"expected a checkpoint of this version of the program.") from None
+        raise InputError(
+            f"{path} holds other weights than its configuration says ({' '.join(str(error).split())}), "
+            f"expected a checkpoint of this version of the program."
+        ) from None
     return config, data, method.to(config.device).eval(), content["progress"]["history"]
 
 
 def table(summary: dict[str, Any]) -> str:
     """The measures and the verdicts of a summary as aligned text."""
-    rows = [(name, _text(summary[name]), meaning) for name, meaning in MEANINGS.items() if name in summary]
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    lines = [f"  {name:<{widths[0]}}  {value:>{widths[1]}}  {meaning}" for name, value, meaning in rows]
-    sizes = [size for size in collapse.MIXTURE_SIZES if f"mixture_scatter_{size}" in summary]
-    if sizes:
-        lines += ["", "Gaussian mixtures of the embeddings (scatter: 1 no clusters, 0 points; entropy in nats per "
-                  "coordinate)", "  components" + "".join(f"{size:>10}" for size in sizes)]
-        lines += [f"  {kind:<10}" + "".join(f"{summary[f'mixture_{kind}_{size}']:>10.4f}" for size in sizes)
-                  for kind in ("scatter", "entropy")]
-    lines += ["", f"  {'collapse':<15} {'verdict':<11} {'measure':<19} {'value':>8} {'below':>8}  threshold"]
-    for name, v in summary["verdicts"].items():
-        word = {True: "COLLAPSED", False: "no", None: "not judged"}[v["collapsed"]]
-        numbers = ["-" if x is None else f"{x:.4g}" for x in (v["value"], v["threshold"])]
-        lines.append(f"  {name:<15} {word:<11} {v['measure']:<19} {numbers[0]:>8} {numbers[1]:>8}  {v['why']}")
-    return "\n".join(lines)
+    shown = {name: label for name, label in LABELS.items() if name in summary and name not in MIXTURES}
+    parts = [_aligned([[name, _text(summary[name]), label] for name, label in shown.items()])]
+    if sizes := [size for size in collapse.MIXTURE_SIZES if f"mixture_scatter_{size}" in summary]:
+        rows = [[kind, *(f"{summary[f'mixture_{kind}_{k}']:.4f}" for k in sizes)] for kind in ("scatter", "entropy")]
+        parts.append(
+            "Gaussian mixtures of the embeddings (scatter: 1 no clusters, 0 points; entropy in nats per coordinate)\n"
+            + _aligned([["components", *map(str, sizes)], *rows])
+        )
+    head = ["collapse", "verdict", "measure", "value", "below", "threshold"]
+    words = {True: "COLLAPSED", False: "no", None: "not judged"}
+    rows = [
+        [name, words[v["collapsed"]], v["measure"], *(_number(v[key]) for key in ("value", "threshold")), v["why"]]
+        for name, v in summary["verdicts"].items()
+    ]
+    return "\n\n".join([*parts, _aligned([head, *rows])])
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    """Text in columns, those with numbers to the right."""
+    sides = ["right" if any(cell[:1].isdigit() for cell in column) else "left" for column in zip(*rows)]
+    return textwrap.indent(tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=sides), "  ")
 
 
 def _text(value: Any) -> str:
@@ -215,18 +220,25 @@ def _text(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
 
 
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status, 0 or 2."""
     parser = argparse.ArgumentParser(
-        prog="python -m train.evaluate", formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m train.evaluate",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Evaluate a checkpoint: quality of the frozen features, and which collapses its embeddings show.",
         epilog="The configuration, seed included, is read from the checkpoint, so the numbers are those at the end of "
-               "the run.\nThe verdicts and their thresholds are explained in docs/collapse.md.\n\nexample:\n"
-               "  python -m train.evaluate runs/digits/checkpoint.pt --output digits.json")
+        "the run.\nThe verdicts and their thresholds are explained in docs/collapse.md.\n\nexample:\n"
+        "  python -m train.evaluate runs/digits/checkpoint.pt --output digits.json",
+    )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint.pt of a run, finished or not")
     parser.add_argument("--data-dir", type=Path, metavar="D", help="folder of the data set (default: as in the run)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, or auto for cuda where there is one "
-                                                         "(default: auto)")
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, or auto for cuda where there is one (default: auto)"
+    )
     parser.add_argument("--num-threads", type=int, metavar="N", help="CPU threads (default: as many as PyTorch takes)")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="also write the numbers to this file as JSON")
     options = parser.parse_args(arguments)
@@ -245,17 +257,20 @@ def run(path: Path, data_dir: Path | None, device: str, output: Path | None) -> 
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
         raise InputError(f"--output was {output}, expected the name of a file in an existing folder.")
     config, data, method, history = restore(path, data_dir, device)
-    print(f"{config.method} on {config.dataset}, {len(history)} of {config.epochs} epochs, seed {config.seed}, "
-          f"{len(data.train_images):,} training images, on {config.device}", flush=True)
+    print(
+        f"{config.method} on {config.dataset}, {len(history)} of {config.epochs} epochs, seed {config.seed}, "
+        f"{len(data.train_images):,} training images, on {config.device}",
+        flush=True,
+    )
     summary = judge(config, data, method)[0] | {"levels": method.lines(), "epochs": len(history)}
     print(table(summary))
     if output is not None:
         try:
-            checkpoint.write_atomically(
-                output, lambda temporary: temporary.write_text(json.dumps(summary, indent=2) + "\n"))
+            write_json(output, summary)
         except OSError as error:
-            raise InputError(f"--output was {output}, expected a file that can be written "
-                             f"({error.strerror}).") from None
+            raise InputError(
+                f"--output was {output}, expected a file that can be written ({error.strerror})."
+            ) from None
     return summary
 
 

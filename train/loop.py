@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from train import checkpoint
-from train.augment import TwoViews
 from train.checkpoint import Progress
 from train.config import Config
 from train.data import Images
+from train.data.augment import TwoViews
+from train.distributed.processes import ALONE, Elsewhere, Processes
 from train.errors import Diverged, InputError
-from train.events import Events
-from train.processes import ALONE, Elsewhere, Processes
-from train.run_files import DIVERGED_FILE, METRICS_FILE
+from train.files import write_text
+from train.reporting.events import Events
+from train.run_folder import CHECKPOINT_FILE, DIVERGED_FILE, METRICS_FILE
 from train.seeds import derive_seed
 
 
@@ -30,8 +31,9 @@ class Interrupted(Exception):
     """A signal asked the run to stop and a checkpoint has been saved; its exit status is the shell's usual one."""
 
     def __init__(self, signum: int, step: int, total: int) -> None:
-        super().__init__(f"Stopped by {signal.Signals(signum).name} after step {step} of {total}; "
-                         f"a checkpoint is saved.")
+        super().__init__(
+            f"Stopped by {signal.Signals(signum).name} after step {step} of {total}; a checkpoint is saved."
+        )
         self.exit_status = 128 + signum
 
 
@@ -80,6 +82,7 @@ class Stopwatch:
 
 def encoder(config: Config, method: nn.Module) -> Callable[[Tensor], Tensor]:
     """Images `(n, 3, 32, 32)` to embeddings `(n, f)`, float32, computed in the configured precision."""
+
     def encode(images: Tensor) -> Tensor:
         with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             return method.head(method.backbone(images)).float()
@@ -103,8 +106,14 @@ class BothViews(nn.Module):
         return self.encode(first), self.encode(second)
 
 
-def train_step(encode: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], method: nn.Module,
-               optimiser: torch.optim.Optimizer, first: Tensor, second: Tensor, watch: Stopwatch) -> dict[str, float]:
+def train_step(
+    encode: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    method: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    first: Tensor,
+    second: Tensor,
+    watch: Stopwatch,
+) -> dict[str, float]:
     """One step of optimisation on two views `(n, 3, 32, 32)`; the loss and its terms, of all processes' rows.
 
     The graph is cut at the embeddings and joined again, which leaves every gradient as it is and lets the loss's
@@ -132,8 +141,14 @@ def train_step(encode: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], method
     return metrics
 
 
-def train(config: Config, data: Images, method: nn.Module, optimiser: torch.optim.Optimizer,
-          progress: Progress, ranks: Processes = ALONE) -> None:
+def train(
+    config: Config,
+    data: Images,
+    method: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    progress: Progress,
+    ranks: Processes = ALONE,
+) -> None:
     """Train from where `progress` stands to the end, updating it; metrics and checkpoints go to the output directory.
 
     With many processes each sees its rows of every batch, and the first alone writes; `method` has synchronised batch
@@ -162,9 +177,11 @@ def train(config: Config, data: Images, method: nn.Module, optimiser: torch.opti
     if ranks.first:
         with writing(folder, progress.step):
             write_metrics(folder / METRICS_FILE, progress.history)
-    with (stop_requests(ranks.world > 1) as requests,
-          Events(folder, config.tensorboard and ranks.first, progress.step) as events,
-          tqdm(total=total, initial=progress.step, unit="step", disable=None if ranks.first else True) as bar):
+    with (
+        stop_requests(ranks.world > 1) as requests,
+        Events(folder, config.tensorboard and ranks.first, progress.step) as events,
+        tqdm(total=total, initial=progress.step, unit="step", disable=None if ranks.first else True) as bar,
+    ):
         watch = Stopwatch(progress.seconds, config.device)
         first_step, started = progress.step, time.perf_counter()
         for index in batches(config, len(data.train_images), progress.step):
@@ -187,9 +204,11 @@ def train(config: Config, data: Images, method: nn.Module, optimiser: torch.opti
                     save(DIVERGED_FILE)
                 except InputError as error:
                     raise Diverged(f"{problem}. {error}") from error
-                raise Diverged(f"{problem}; the state is in {folder / DIVERGED_FILE} and the last one before it that "
-                               f"was saved in {folder / checkpoint.FILE} (try a lower --lr with "
-                               f"--overwrite).") from None
+                raise Diverged(
+                    f"{problem}; the state is in {folder / DIVERGED_FILE} and the last one before it that "
+                    f"was saved in {folder / CHECKPOINT_FILE} (try a lower --lr with "
+                    f"--overwrite)."
+                ) from None
             progress.step += 1
             stop = ranks.stop_signal(requests)
             for name, value in metrics.items():
@@ -206,11 +225,13 @@ def train(config: Config, data: Images, method: nn.Module, optimiser: torch.opti
                     with writing(folder, progress.step):
                         write_metrics(folder / METRICS_FILE, progress.history)
                         events.add(progress.history[-1])
-                    save(checkpoint.FILE)
-                    tqdm.write(f"epoch {epoch}/{config.epochs}  {rate:.0f} images/s  "
-                               + "  ".join(f"{k} {v:.4f}" for k, v in means.items()))
+                    save(CHECKPOINT_FILE)
+                    tqdm.write(
+                        f"epoch {epoch}/{config.epochs}  {rate:.0f} images/s  "
+                        + "  ".join(f"{k} {v:.4f}" for k, v in means.items())
+                    )
             elif stop or time.monotonic() - saved > 60 * config.checkpoint_minutes:
-                save(checkpoint.FILE)
+                save(CHECKPOINT_FILE)
             watch.mark("checkpoint")
             if stop:
                 raise Interrupted(stop, progress.step, total) if ranks.first else Elsewhere
@@ -225,9 +246,11 @@ def writing(folder: Path, step: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"Step {step} could not be saved in {folder} ({error.strerror or error}), expected a folder "
-                         f"with room to write in; what was saved there before is whole, and --resume goes on from "
-                         f"it.") from error
+        raise InputError(
+            f"Step {step} could not be saved in {folder} ({error.strerror or error}), expected a folder "
+            f"with room to write in; what was saved there before is whole, and --resume goes on from "
+            f"it."
+        ) from error
 
 
 def throughput(config: Config, progress: Progress) -> dict[str, float]:
@@ -243,7 +266,7 @@ def write_metrics(path: Path, history: list[dict[str, float]]) -> None:
     The whole file each time: after a crash it may hold epochs that the checkpoint does not, and those come again.
     """
     text = "".join(json.dumps(row) + "\n" for row in history)
-    checkpoint.write_atomically(path, lambda temporary: temporary.write_text(text))
+    write_text(path, text)
 
 
 @contextmanager
@@ -251,16 +274,18 @@ def stop_requests(patient: bool = False) -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM in the list that is returned; a second SIGINT acts at once, as usual.
 
     Not with `patient`: Ctrl-C may reach a process of torchrun's from the terminal and from torchrun, which kills what
-    has not ended after half a minute.
+    has not ended after half a minute. A SIGINT that is ignored, as in a script's background, stays so: Ctrl-C is for
+    another program then.
     """
     requests: list[int] = []
 
     def note(signum, frame) -> None:
         requests.append(signum)
-        if not patient:
+        if not patient and signal.SIGINT in previous:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    previous = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [signal.SIGTERM] if signal.getsignal(signal.SIGINT) == signal.SIG_IGN else [signal.SIGINT, signal.SIGTERM]
+    previous = {signum: signal.signal(signum, note) for signum in heeded}
     try:
         yield requests
     finally:

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Callable
 
-from bench.machine import describe, slug
+from train.machine import describe, slug
 from bench.results import RESULTS
 
 SOURCES = Path(__file__).resolve().parents[2] / "csrc" / "bench"

@@ -3,13 +3,13 @@
     python -m bench.training.train_step                       # ResNet-8, CPLearn with 2^14 and 2^20 codes, about a minute
     python -m bench.training.train_step --show FILE.json      # the tables of an earlier run
 
-The step is that of `train.loop` on views of `train.augment.TwoViews` with the recipe for CIFAR-10, and its stopwatch
+The step is that of `train.loop` on views of `train.data.augment.TwoViews` with the recipe for CIFAR-10, and its stopwatch
 waits for a GPU at the end of each part. "views" includes fetching the batch from the data set; "loss" is its forward
 and its gradient with respect to the embeddings. Images are random uint8 unless --data-dir names CIFAR-10: no part
 depends on what they show. The cases (values of c, other methods) take turns, in alternating direction; a turn is a few
 steps, and a share is formed within a turn, so that what slows a whole turn cancels. The JSON:
 
-    {"schema": 1, "benchmark": "train_step", "machine": `bench.machine.describe`'s, and "gpu",
+    {"schema": 1, "benchmark": "train_step", "machine": `train.machine.describe`'s, and "gpu",
      "settings": {"device", "batch_size", "num_features", "backbone", "precision", "images", "rounds", "steps"},
      "rows": [{"name", "method", "num_codes", "backend", "step": {"seconds": one number per round, and their spread},
                "parts": {part: {"share": one number per round, and their spread}}}],
@@ -29,12 +29,12 @@ import torch
 from torch import Tensor
 
 from bench.gpu_record import write_json
-from bench.machine import describe, slug
+from train.machine import describe, slug
 from bench.results import RESULTS, ResultsError
 from bench.timing import alternate, spread
 from cplearn_kernels.backends import select
 from train import backbones, data, loop, methods, optimisers
-from train.augment import TwoViews
+from train.data.augment import TwoViews
 from train.config import Config
 from train.errors import InputError
 from train.seeds import derive_seed

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # bench/ is used from the checkout and never installed
 
 import cplearn_kernels as cpk  # noqa: E402
-from bench import machine, memory, plot, results, table, timing  # noqa: E402
+from bench import memory, plot, results, table, timing  # noqa: E402
 from bench.accuracy import FORMULA_LIMIT, LIBRARY_LIMIT, compare  # noqa: E402
 from bench.targets import judge  # noqa: E402
 from bench.implementations import Problem, build_loss, forward_backward  # noqa: E402
@@ -36,6 +36,7 @@ from bench.cases import (  # noqa: E402
     Row,
     row_named,
 )
+from train import machine  # noqa: E402
 
 ROW = Row(5, 7, 33)
 

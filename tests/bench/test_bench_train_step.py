@@ -107,7 +107,7 @@ def test_a_slow_part_is_found(monkeypatch):
 def test_the_images_and_steps_are_those_of_training(monkeypatch):
     """The weights after the turns are those of the same steps made by hand: nothing is skipped or done twice."""
     from train import backbones, methods, optimisers
-    from train.augment import TwoViews
+    from train.data.augment import TwoViews
     from train.seeds import derive_seed
 
     images = torch.randint(256, (9, 3, 32, 32), dtype=torch.uint8)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import cplearn_kernels as cpk
-from train.sync_batch_norm import SyncBatchNorm
+from train.distributed.sync_batch_norm import SyncBatchNorm
 
 IN, F, C, STEPS = 12, 33, 500, 5
 WORLDS = (1, 2, 3, 4)

@@ -25,8 +25,26 @@ def one_thread():
 @pytest.fixture(scope="session")
 def tiny():
     """Command line, but for the output directory, of a run of six small steps."""
-    return ["--num-train", "96", "--num-test", "60", "--batch-size", "32", "--widths", "8", "8", "16", "--num-features", "16",
-            "--num-codes", "64", "--epochs", "2", "--num-threads", "1"]
+    return [
+        "--num-train",
+        "96",
+        "--num-test",
+        "60",
+        "--batch-size",
+        "32",
+        "--widths",
+        "8",
+        "8",
+        "16",
+        "--num-features",
+        "16",
+        "--num-codes",
+        "64",
+        "--epochs",
+        "2",
+        "--num-threads",
+        "1",
+    ]
 
 
 @pytest.fixture
@@ -41,8 +59,16 @@ def tiny_config(tmp_path):
     from train.config import Config
 
     def make(**changes):
-        fields = dict(output_dir=tmp_path / "run", num_train=96, num_test=60, batch_size=32, widths=(8, 8, 16),
-                      num_features=16, num_codes=64, epochs=2)
+        fields = dict(
+            output_dir=tmp_path / "run",
+            num_train=96,
+            num_test=60,
+            batch_size=32,
+            widths=(8, 8, 16),
+            num_features=16,
+            num_codes=64,
+            epochs=2,
+        )
         return Config(**(fields | changes)).resolved()
 
     return make

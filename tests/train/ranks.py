@@ -26,8 +26,9 @@ class Ranks:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.processes = [context.Process(target=_work, args=(folder, options, act, rank, world, port))
-                          for rank in range(world)]
+        self.processes = [
+            context.Process(target=_work, args=(folder, options, act, rank, world, port)) for rank in range(world)
+        ]
         for process in self.processes:
             process.start()
 
@@ -58,8 +59,15 @@ def _work(folder, options, act, rank, world, port):
     os.dup2(file, 2)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     if world > 1:
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
-                          MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
+        os.environ.update(
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(world),
+            LOCAL_WORLD_SIZE=str(world),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+            OMP_NUM_THREADS="1",
+        )
     import torch
 
     import train.__main__ as program

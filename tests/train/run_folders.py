@@ -25,24 +25,84 @@ def collapsed() -> np.ndarray:
     return np.eye(F, dtype=np.float32)[labels()]
 
 
-def write_run(folder: Path, embeddings: np.ndarray, *, method: str = "cplearn", summary: dict | None = None,
-              config: dict | None = None) -> Path:
+def write_run(
+    folder: Path,
+    embeddings: np.ndarray,
+    *,
+    method: str = "cplearn",
+    summary: dict | None = None,
+    config: dict | None = None,
+) -> Path:
     """The files of a finished run in `folder`, which is made; keywords replace single values. Returns the folder."""
     folder.mkdir(parents=True)
     clusters = labels() * 7
-    np.savez_compressed(folder / "embeddings.npz", embeddings=embeddings, features=embeddings[:, :4], clusters=clusters,
-                        labels=labels(), classes=np.array(CLASSES), view_clusters=np.stack([clusters, clusters]))
-    (folder / "config.json").write_text(json.dumps(
-        {"method": method, "dataset": "digits", "epochs": 2, "batch_size": 32, "seed": 0, "prior": "reverse_kl",
-         "lr": 0.005} | (config or {})))
-    (folder / "summary.json").write_text(json.dumps(
-        {"linear_probe": 0.9125, "linear_probe_converged": True, "knn": 0.8625, "nmi": 0.5125, "ami": 0.4125,
-         "kmeans_nmi": 0.3125, "view_agreement": 0.2125, "codes_used": 3, "perplexity": 3.125, "num_clusters": 64,
-         "effective_rank": 7.125, "effective_rank_features": 3.75, "embedding_std": 0.3475,
-         "within_class_scatter": 0.9525, "mixture_scatter_10": 0.6125, "mixture_entropy_10": -0.4125,
-         "test_images": N, "num_features": F, "num_classes": 3, "images_per_second": 12.5, "seconds_training": 3.5,
-         "loss_fraction_of_step": 0.25, "levels": {"log c": 4.16, "floor": 0.69}} | (summary or {})))
-    (folder / "metrics.jsonl").write_text("".join(
-        json.dumps({"epoch": epoch, "step": 3 * epoch, "lr": 0.1, "loss": 5.0 - epoch, "prior": 1.0 * epoch,
-                    "invariance": 4.0 - epoch}) + "\n" for epoch in (1, 2)))
+    np.savez_compressed(
+        folder / "embeddings.npz",
+        embeddings=embeddings,
+        features=embeddings[:, :4],
+        clusters=clusters,
+        labels=labels(),
+        classes=np.array(CLASSES),
+        view_clusters=np.stack([clusters, clusters]),
+    )
+    (folder / "config.json").write_text(
+        json.dumps(
+            {
+                "method": method,
+                "dataset": "digits",
+                "epochs": 2,
+                "batch_size": 32,
+                "seed": 0,
+                "prior": "reverse_kl",
+                "lr": 0.005,
+            }
+            | (config or {})
+        )
+    )
+    (folder / "summary.json").write_text(
+        json.dumps(
+            {
+                "linear_probe": 0.9125,
+                "linear_probe_converged": True,
+                "knn": 0.8625,
+                "nmi": 0.5125,
+                "ami": 0.4125,
+                "kmeans_nmi": 0.3125,
+                "view_agreement": 0.2125,
+                "codes_used": 3,
+                "perplexity": 3.125,
+                "num_clusters": 64,
+                "effective_rank": 7.125,
+                "effective_rank_features": 3.75,
+                "embedding_std": 0.3475,
+                "within_class_scatter": 0.9525,
+                "mixture_scatter_10": 0.6125,
+                "mixture_entropy_10": -0.4125,
+                "test_images": N,
+                "num_features": F,
+                "num_classes": 3,
+                "images_per_second": 12.5,
+                "seconds_training": 3.5,
+                "loss_fraction_of_step": 0.25,
+                "levels": {"log c": 4.16, "floor": 0.69},
+            }
+            | (summary or {})
+        )
+    )
+    (folder / "metrics.jsonl").write_text(
+        "".join(
+            json.dumps(
+                {
+                    "epoch": epoch,
+                    "step": 3 * epoch,
+                    "lr": 0.1,
+                    "loss": 5.0 - epoch,
+                    "prior": 1.0 * epoch,
+                    "invariance": 4.0 - epoch,
+                }
+            )
+            + "\n"
+            for epoch in (1, 2)
+        )
+    )
     return folder

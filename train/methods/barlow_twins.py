@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from train.config import Config
-from train.methods.gather import gather_rows
+from train.distributed.gather import gather_rows
 from train.methods.projector import projector
 
 
@@ -20,8 +20,10 @@ class BarlowTwins(nn.Module):
         super().__init__()
         self.off_diagonal, self.num_clusters = config.barlow_lambda, config.num_features
         self.backbone = backbone
-        self.head = nn.Sequential(projector(backbone.out_features, config.projector_hidden, 2, config.num_features),
-                                  nn.BatchNorm1d(config.num_features, affine=False))
+        self.head = nn.Sequential(
+            projector(backbone.out_features, config.projector_hidden, 2, config.num_features),
+            nn.BatchNorm1d(config.num_features, affine=False),
+        )
 
     def loss(self, h1: Tensor, h2: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of two views' standardised embeddings (n, f): Σ_k (1 − C_kk)² + λ Σ_{k≠l} C_kl², C = h1ᵀ h2 / n.

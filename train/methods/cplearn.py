@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-import cplearn_kernels as cpk
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+import cplearn_kernels as cpk
 from train.config import Config
 from train.errors import InputError
 
@@ -30,8 +30,10 @@ def build_dictionary(config: Config) -> cpk.HadamardDictionary | cpk.RademacherD
         raise InputError(f"--dictionary-file was {path}, expected an .npy file with the codes ({error}).") from None
     if not isinstance(weight, np.ndarray) or weight.shape != expected or weight.dtype.kind not in "fiu":
         found = f"{weight.dtype} of shape {weight.shape}" if isinstance(weight, np.ndarray) else "an archive"
-        raise InputError(f"--dictionary-file {path} was {found}, expected numbers of shape {expected}, that is "
-                         f"(--num-features, --num-codes).")
+        raise InputError(
+            f"--dictionary-file {path} was {found}, expected numbers of shape {expected}, that is "
+            f"(--num-features, --num-codes)."
+        )
     return cpk.DenseDictionary(torch.from_numpy(weight.astype(np.float32)))
 
 
@@ -50,9 +52,15 @@ class CPLearn(nn.Module):
             dictionary = build_dictionary(config)
             self.head = cpk.CPLearnHead(backbone.out_features, config.num_features, embedding=config.embedding)
             self.criterion = cpk.CPLearnLoss(
-                dictionary, beta=config.beta, prior=config.prior, embedding=config.embedding,
-                batch_size=config.batch_size, eps=config.eps, backend=config.backend,
-                process_group="world" if dist.is_initialized() else None)
+                dictionary,
+                beta=config.beta,
+                prior=config.prior,
+                embedding=config.embedding,
+                batch_size=config.batch_size,
+                eps=config.eps,
+                backend=config.backend,
+                process_group="world" if dist.is_initialized() else None,
+            )
             # Two rows are enough to learn whether the backend runs here at all.
             rows = torch.eye(2, config.num_features, device=config.device)
             self.criterion(rows, rows)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from train.config import Config
-from train.methods.gather import average, gather_rows
+from train.distributed.gather import average, gather_rows
 from train.methods.projector import projector
 
 
@@ -44,8 +44,9 @@ class SwAV(nn.Module):
         self.temperature, self.epsilon = config.swav_temperature, config.sinkhorn_epsilon
         self.frozen_steps, self.num_clusters = config.freeze_prototypes, config.num_prototypes
         self.backbone = backbone
-        self.head = nn.Sequential(projector(backbone.out_features, config.projector_hidden, 1, config.num_features),
-                                  UnitRows())
+        self.head = nn.Sequential(
+            projector(backbone.out_features, config.projector_hidden, 1, config.num_features), UnitRows()
+        )
         # Of unit length: gradients are divided by the length, and longer prototypes would hardly turn.
         rows = torch.randn(config.num_prototypes, config.num_features)
         self.prototypes = nn.Parameter(nn.functional.normalize(rows, dim=1))

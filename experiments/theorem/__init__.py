@@ -1,0 +1,1 @@
+"""The embedding theorem on free embeddings, without a network (docs/embedding-theorem.md)."""
