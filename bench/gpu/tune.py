@@ -1,7 +1,7 @@
 """The autotuner of the Triton backend: tries configurations and writes the fastest into the package's table.
 
-    python -m bench.tune                        # on a GPU: times every candidate, for the GPU's architecture
-    python -m bench.tune --static --arch sm_90  # without one: compiles every candidate and counts instructions
+    python -m bench.gpu.tune                        # on a GPU: times every candidate, for the GPU's architecture
+    python -m bench.gpu.tune --static --arch sm_90  # without one: compiles every candidate and counts instructions
 
 Measured entries are better than counted ones; the table notes for each architecture how its entries came about. A
 candidate that spills registers or needs more shared memory than there is never enters the table.
@@ -19,9 +19,10 @@ import json
 import os
 import statistics
 import sys
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
-from bench.triton_resources import ARCHITECTURES, FORMS, Variant, compilers, is_used, modes, problem
+from bench.gpu.triton_resources import ARCHITECTURES, FORMS, Variant, compilers, is_used, modes, problem
 from cplearn_kernels.backends.triton.tuning import KERNELS, TABLE, Configuration
 
 _TWO_VIEWS = ("row_sums", "weighted_codes", "chunk_weights")
@@ -183,7 +184,7 @@ def write(best: dict[tuple, tuple[Configuration, dict]], how: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.tune", description=__doc__,
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu.tune", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--static", action="store_true", help="compile and count instead of timing; needs no GPU")
     parser.add_argument("--arch", action="append", choices=ARCHITECTURES, help="with --static; default: all")
@@ -200,7 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
         import torch
 
         if not torch.cuda.is_available():
-            print("bench.tune: no GPU that PyTorch can use; --static counts instructions instead", file=sys.stderr)
+            print("bench.gpu.tune: no GPU that PyTorch can use; --static counts instructions instead", file=sys.stderr)
             return 2
         best = measure_all(kernels, forms, chosen.rounds)
     for key, (config, record) in best.items():
