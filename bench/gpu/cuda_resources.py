@@ -1,6 +1,6 @@
 """Reads registers, stack and static shared memory of every CUDA kernel out of the installed extension; compiles nothing.
 
-    python -m bench.gpu.cuda_resources      # JSON in bench/results; status 1 where a kernel has a stack: there spills live
+python -m bench.gpu.cuda_resources      # JSON in bench/results; status 1 where a kernel has a stack: there spills live
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import platform
 import shutil
 import subprocess
 import sys
@@ -35,16 +34,12 @@ def adopt_core(root: Path = ROOT, path: list[str] | None = None) -> str | None:
     """
     name = f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
     target = root / PACKAGE / name
-    for entry in sys.path if path is None else path:
-        source = Path(entry or ".").resolve() / PACKAGE / name
-        if not source.is_file() or source == target.resolve():
-            continue
-        if target.exists() and source.stat().st_mtime <= target.stat().st_mtime:
-            return None
-        old = "an older" if target.exists() else "no"
-        shutil.copy2(source, target)  # with its time, so that the next install is seen to be newer
-        return f"the checkout had {old} compiled core; copied that of {source.parent}"
-    return None
+    sources = [Path(entry or ".").resolve() / PACKAGE / name for entry in (sys.path if path is None else path)]
+    source = next((file for file in sources if file.is_file() and file != target.resolve()), None)
+    if source is None or (target.exists() and source.stat().st_mtime <= target.stat().st_mtime):
+        return None
+    shutil.copy2(source, target)  # with its time, so that the next install is seen to be newer
+    return f"the compiled core of {source.parent} was copied into the checkout"
 
 
 def describe() -> dict[str, Any]:
@@ -53,17 +48,26 @@ def describe() -> dict[str, Any]:
 
     import cplearn_kernels as cpk
 
-    found: dict[str, Any] = {"gpu": None, "architecture": "cpu", "cuda": torch.version.cuda, "hip": torch.version.hip}
-    found |= {"torch": torch.__version__, "python": platform.python_version(), "driver": _line("nvidia-smi",
-              "--query-gpu=driver_version", "--format=csv,noheader"), "commit": _line("git", "describe", "--always", "--dirty"),
-              "date": f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M UTC}"}  # fmt: skip
+    found: dict[str, Any] = {
+        "gpu": None,
+        "torch": torch.__version__,
+        "CUDA": torch.version.cuda,
+        "HIP": torch.version.hip,
+    }
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         name = f"sm_{properties.major}{properties.minor}"
-        found |= {"gpu": properties.name, "memory_gib": round(properties.total_memory / 2**30, 1)}
-        found["architecture"] = properties.gcnArchName.split(":")[0] if torch.version.hip else name
-    found["backends"] = {name: None if info.available else info.reason for name, info in cpk.backends().items()}
-    return found
+        found |= {
+            "gpu": properties.name,
+            "architecture": properties.gcnArchName.split(":")[0] if torch.version.hip else name,
+        }
+    found["driver"] = _line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    found["commit"] = _line("git", "describe", "--always", "--dirty")
+    found["date"] = f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC"
+    return {
+        **found,
+        "backends": {name: None if info.available else info.reason for name, info in cpk.backends().items()},
+    }
 
 
 def _line(*command: str) -> str | None:

@@ -62,7 +62,7 @@ def measure(row: Row, options: dict[str, Any], device: torch.device) -> None:
         note(column)
         try:
             calls[column] = _first_calls(column, problem, cell, clock, options["dry_run"])
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  a column that fails costs itself
             cell["error"] = _message(error)
             note(column)
             _synchronize(device)  # raises where the device is lost, which ends the process
@@ -75,8 +75,6 @@ def measure(row: Row, options: dict[str, Any], device: torch.device) -> None:
         times = alternate({name: calls[name] for name in quick}, options["rounds"], turn_seconds=turn, clock=clock)
         for name, seconds in times.items():
             cells[name] |= {"seconds": seconds, **spread(seconds)}
-    if any(target.kind == "tensor" for target in row.targets):
-        entry["bf16_rate"] = bf16_rate(device, clock)
     note(None)
 
 
@@ -120,14 +118,6 @@ def _differing(cells: dict[str, dict[str, Any]]) -> list[str]:
     ):
         return []
     return [f"losses at full size differ: {losses}"]
-
-
-def bf16_rate(device: torch.device, clock: Callable[[], float]) -> float:
-    """Operations a second of a large product of random matrices; with zeros a chip needs less power and runs faster."""
-    size = 8192 if device.type == "cuda" else 256
-    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    seconds = alternate({"product": lambda: a @ b}, 3, turn_seconds=TURN_SECONDS, clock=clock)["product"]
-    return 2 * size**3 / spread(seconds)["median"]
 
 
 def _message(error: BaseException) -> str:

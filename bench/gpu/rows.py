@@ -28,21 +28,21 @@ EAGER, COMPILED = tuple(FORMULAS)[:3], tuple(FORMULAS)[3:]
 
 @dataclass(frozen=True)
 class Target:
-    """A number that a backend has to reach in a row.
-
-    Attributes:
-        backend: whose it is.
-        kind: "rate" (logits a second), "time" (seconds of a call; infinite: it runs), "peak" (bytes), "speedup" (times as
-            fast as the formula `against`), "memory" (peak as a share of that of `against` with its dense dictionary) or
-            "tensor" (share of the bf16 matrix rate, counting five products of data in two halves: 20 f a logit).
-        value: the least, or the most for "time", "peak" and "memory".
-        against: a name from `FORMULAS`.
+    """What a backend has to reach in a row: `kind` "rate" (at least so many logits a second), "time" (below so many seconds
+    a call; infinite: it runs), "peak" (below so many bytes) or "speedup" (so many times as fast as formula `against`).
     """
 
     backend: str
     kind: str
     value: float
     against: str = ""
+
+    def __str__(self) -> str:
+        if self.kind == "time" and self.value == math.inf:
+            return "runs"
+        return {"rate": f"at least {self.value:.2g} logits/s", "time": f"below {self.value:g} s",
+                "peak": f"peak below {self.value / 1e9:g} GB",
+                "speedup": f"at least {self.value:g}x as fast as {self.against}"}[self.kind]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,16 @@ _CUDA_RATE = {2048: Target("cuda", "rate", 0.15e12), 128: Target("cuda", "rate",
 _TRITON_RATE = Target("triton", "rate", 0.12e12)
 _FIRST = (
     Row("loss", "hadamard", 256, 2048, 20, EAGER, (
-        _CUDA_RATE[2048], _TRITON_RATE, Target("triton", "speedup", 25, "eager"), Target("triton", "memory", 0.01, "eager"))),
+        _CUDA_RATE[2048], _TRITON_RATE, Target("triton", "speedup", 25, "eager"),
+        Target("triton", "peak", 0.21e9))),  # 1 % of what the formula takes with its dictionary
     Row("loss", "hadamard", 256, 128, 20, EAGER, (_CUDA_RATE[128],)),
     Row("loss_graph", "hadamard", 64, 2048, 14, (), (Target("cuda", "time", 1e-4),)),
     Row("loss", "hadamard", 64, 128, 30, (), (
         Target("cuda", "time", 0.5), Target("cuda", "peak", 6e9), Target("triton", "time", math.inf))),
     *(Row("loss", "hadamard", 256, 2048, log2, (), (_CUDA_RATE[2048], _TRITON_RATE)) for log2 in (22, 24)),
     *(Row("loss", "hadamard", 256, 128, log2, (), (_CUDA_RATE[128],)) for log2 in (22, 24)),
-    Row("loss", "rademacher", 256, 2048, 20, (), (Target("triton", "tensor", 0.5),)),
+    # Half of 790e12 bf16 operations a second, at five products of data in two halves: 20 f operations a logit.
+    Row("loss", "rademacher", 256, 2048, 20, (), (Target("triton", "rate", 9.6e9),)),
     Row("loss", "rademacher", 256, 128, 20, (), (Target("triton", "rate", 0.2e12),)),
     Row("loss", "hadamard", 256, 2048, 20, COMPILED[::-1], (Target("triton", "speedup", 2.5, "compiled bf16"),)),
     # The kernels of dense dictionaries are those of Rademacher codes, with bits from memory; the matrix is in float32.
@@ -118,26 +120,20 @@ _KNOWN = {row.size for row in _FIRST}
 ROWS = (*_FIRST, *(row for row in _GRID if row.size not in _KNOWN), *_LAST)
 
 
-def judge(row: Row, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One object per target of a row: `backend`, `target` (in words), `measured` (as text), `met`.
+def judge(row: Row, entry: Mapping[str, Any]) -> list[tuple[Target, float | None, bool | None]]:
+    """(target, what was measured, whether it is met) of a row that `bench.gpu.measure` noted as `entry`.
 
-    Args:
-        row: with the targets.
-        entry: what `bench.gpu.measure` noted of it.
-
-    Returns:
-        `met` is None where what the target needs was not measured, False where the backend failed or was wrong.
+    Met is None where what the target needs was not measured, False where the backend failed or was wrong.
     """
     found = []
     for target in row.targets:
         cell, other = entry["cells"].get(target.backend, {}), entry["cells"].get(target.against, {})
-        text, measured, shown = _MEASURES[target.kind](row, target, cell, other, entry)
-        least = target.kind in ("rate", "speedup", "tensor")
+        measured = {"rate": rate(row, cell), "time": cell.get("median"), "peak": cell.get("peak_bytes"),
+                    "speedup": ratio(other, cell)}[target.kind]  # fmt: skip
+        least = target.kind in ("rate", "speedup")
         met = None if measured is None else measured >= target.value if least else measured < target.value
-        if entry["wrong"] or "wrong" in cell or "error" in cell:
-            met = False
-        found.append({"backend": target.backend, "target": text, "measured": "-" if measured is None else shown(measured),
-                      "met": met})  # fmt: skip
+        failed = entry["wrong"] or "wrong" in cell or "error" in cell
+        found.append((target, measured, False if failed else met))
     return found
 
 
@@ -153,28 +149,3 @@ def ratio(slower: Mapping[str, Any], faster: Mapping[str, Any]) -> float | None:
 def rate(row: Row, cell: Mapping[str, Any]) -> float | None:
     """Logits a second."""
     return row.logits / cell["median"] if "median" in cell else None
-
-
-def _tensor(row, target, cell, other, entry):
-    logits, matrix = rate(row, cell), entry.get("bf16_rate")
-    share = None if logits is None or matrix is None else 20 * row.f * logits / matrix
-    return f"at least {target.value:.0%} of the bf16 matrix rate", share, "{:.0%}".format
-
-
-def _memory(row, target, cell, other, entry):
-    own, theirs = cell.get("peak_bytes"), other.get("peak_bytes")
-    share = None if own is None or theirs is None else own / (theirs + 4 * row.f * 2**row.log2_codes)
-    return f"peak below {target.value:.0%} of that of {target.against}, dictionary included", share, "{:.2%}".format
-
-
-_MEASURES = {
-    "rate": lambda row, t, cell, *_: (f"at least {t.value:.2g} logits/s", rate(row, cell), "{:.3g}".format),
-    "time": lambda row, t, cell, *_: (f"below {t.value:g} s" if t.value < math.inf else "runs", cell.get("median"),
-                                      "{:.3g} s".format),
-    "peak": lambda row, t, cell, *_: (f"peak below {t.value / 1e9:g} GB", cell.get("peak_bytes"),
-                                      lambda size: f"{size / 1e9:.3g} GB"),
-    "speedup": lambda row, t, cell, other, _: (f"at least {t.value:g}x as fast as {t.against}", ratio(other, cell),
-                                               "{:.1f}x".format),
-    "memory": _memory,
-    "tensor": _tensor,
-}  # fmt: skip

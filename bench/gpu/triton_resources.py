@@ -21,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -95,13 +94,10 @@ def compile_form(
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(tuning, "architecture", lambda device: arch))
         stack.enter_context(mock.patch.object(JITFunction, "run", compile_only))
+        stack.enter_context(mock.patch.object(driver, "_active", stand_in))
         for kernel, configuration in (configurations or {}).items():
             stack.enter_context(tuning.override(kernel, form, configuration))
-        driver.set_active(stand_in)
-        try:
-            _call_everything(form, dearest)
-        finally:
-            driver.reset_active()
+        _call_everything(form, dearest)
     return list(records.values())
 
 
@@ -117,7 +113,9 @@ def _call_everything(form: str, dearest: bool) -> None:
     dictionary = (cpk.HadamardDictionary if name == "kronecker" else cpk.RademacherDictionary)(f, 3 * max(f, 1024) + 1)
     c = dictionary.num_codes
     h, prior = torch.zeros(_ROWS, f), torch.ones(c)
-    for kind, given in itertools.product(("cross_entropy",) if dearest else ("reverse_kl", "cross_entropy"), (prior, None)):
+    for kind, given in itertools.product(
+        ("cross_entropy",) if dearest else ("reverse_kl", "cross_entropy"), (prior, None)
+    ):
         functions.cplearn_loss(h, h, dictionary, 1.0, 1.0, kind, given, True)
     functions.projector_softmax(h, dictionary, 1.0)
     functions.projector_softmax_backward(torch.zeros(_ROWS, c), h, torch.zeros(_ROWS, c), dictionary, 1.0)
@@ -181,9 +179,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--arch", action="append", choices=ARCHITECTURES, help="default: all")
     parser.add_argument("--form", action="append", choices=FORMS, help="default: all")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilers at a time (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="where the record goes (default: bench/results, when all is compiled)")
+    parser.add_argument(
+        "--json", type=Path, help="where the record goes (default: bench/results, when all is compiled)"
+    )
     given = parser.parse_args(arguments)
-    wanted = [pair for pair in itertools.product(given.arch or ARCHITECTURES, given.form or FORMS) if is_used(*pair[::-1])]
+    wanted = [
+        pair for pair in itertools.product(given.arch or ARCHITECTURES, given.form or FORMS) if is_used(*pair[::-1])
+    ]
     with compilers(given.jobs) as pool:
         records = list(itertools.chain.from_iterable(pool.map(compile_form, *zip(*wanted))))
     print(table(records))
