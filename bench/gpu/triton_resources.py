@@ -47,14 +47,14 @@ def is_used(form: str, arch: str) -> bool:
 
 
 def compile_form(
-    arch: str, form: str, dearest: bool = False, configurations: dict[str, Configuration] | None = None
+    arch: str, form: str, modes: str = "all", configurations: dict[str, Configuration] | None = None
 ) -> list[dict[str, Any]]:
     """Compiles every kernel of a form, in a process without TRITON_INTERPRET.
 
     Args:
         arch: a name of `ARCHITECTURES`.
         form: the key of the table of configurations, e.g. "kronecker-2048".
-        dearest: of each kernel the mode that needs most instead of all.
+        modes: "all"; "dearest": of each kernel the mode that needs most; "loss": the dearest of the loss alone.
         configurations: kernel -> what to use instead of the table's.
 
     Returns:
@@ -76,8 +76,8 @@ def compile_form(
     def compile_only(kernel: JITFunction, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
         if "BM" not in options and form != SMALL_KERNELS_OF:
             return
-        modes = {name: value for name, value in options.items() if name.isupper() and name not in ("BM", "BN")}
-        record = {"arch": arch, "form": form, "kernel": kernel.fn.__name__, "options": modes}
+        constants = {name: value for name, value in options.items() if name.isupper() and name not in _TILE}
+        record = {"arch": arch, "form": form, "kernel": kernel.fn.__name__, "options": constants}
         record |= {name: options[key] for key, name in _TILE.items() if key in options}
         key = json.dumps(record)
         if key in records:
@@ -97,12 +97,12 @@ def compile_form(
         stack.enter_context(mock.patch.object(driver, "_active", stand_in))
         for kernel, configuration in (configurations or {}).items():
             stack.enter_context(tuning.override(kernel, form, configuration))
-        _call_everything(form, dearest)
+        _call_everything(form, modes)
     return list(records.values())
 
 
-def _call_everything(form: str, dearest: bool) -> None:
-    """Calls the backend's functions so that every kernel is launched, in every mode or in the dearest."""
+def _call_everything(form: str, modes: str) -> None:
+    """Calls the backend's functions so that every kernel is launched, in all `modes` or the dearest."""
     import torch
 
     import cplearn_kernels as cpk
@@ -112,18 +112,17 @@ def _call_everything(form: str, dearest: bool) -> None:
     f = 2048 if size == "grouped" else int(size)
     dictionary = (cpk.HadamardDictionary if name == "kronecker" else cpk.RademacherDictionary)(f, 3 * max(f, 1024) + 1)
     c = dictionary.num_codes
-    h, prior = torch.zeros(_ROWS, f), torch.ones(c)
-    for kind, given in itertools.product(
-        ("cross_entropy",) if dearest else ("reverse_kl", "cross_entropy"), (prior, None)
-    ):
-        functions.cplearn_loss(h, h, dictionary, 1.0, 1.0, kind, given, True)
+    h, v = torch.zeros(_ROWS, f), torch.ones(c)
+    losses = itertools.product(("cross_entropy", "reverse_kl"), (v, None))
+    for prior, given in losses if modes == "all" else [("cross_entropy", v)]:
+        functions.cplearn_loss(h, h, dictionary, 1.0, 1.0, prior, given, True)
+    if modes == "loss":
+        return
     functions.projector_softmax(h, dictionary, 1.0)
     functions.projector_softmax_backward(torch.zeros(_ROWS, c), h, torch.zeros(_ROWS, c), dictionary, 1.0)
     functions.expected_code_backward(h, h, dictionary, 1.0)
-    if not dearest:
-        functions.mean_assignment(h, dictionary, 1.0)
-        functions.mean_assignment_backward(prior, h, dictionary, 1.0)
-        functions.assign(h, dictionary, 1)
+    if modes == "all":
+        functions.mean_assignment_backward(v, h, dictionary, 1.0)
         functions.assign(h, dictionary, 3)
 
 
