@@ -1,7 +1,6 @@
 """Compiles what the Triton backend launches ahead of time, with no GPU; reports registers, spills, shared memory.
 
-    python -m bench.gpu.triton_resources      # table; JSON in bench/results; status 1 on a spill; an hour of one core
-    python -m bench.gpu.triton_resources --arch sm_90 --form codes-128
+    python -m bench.gpu.triton_resources      # JSON in bench/results; status 1 on a spill; half an hour of one core
 
 The backend itself runs, on CPU tensors, with launches that compile for an architecture and then do nothing: so arguments
 and modes are those that it uses, and what lies in the tensors means nothing.
@@ -20,7 +19,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -164,34 +163,22 @@ def compilers(jobs: int) -> Iterator[concurrent.futures.Executor]:
             yield pool
 
 
-def table(records: Iterable[dict[str, Any]]) -> str:
-    """The records as aligned text."""
-    shown = ("arch", "form", "kernel", *_TILE.values(), "registers", "spills", "shared")
-    return tabulate([[r.get(name, "") for name in shown] + [problem(r) or ""] for r in records], [*shown, "problem"])
-
-
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns 1 where a kernel spills, does not compile or needs too much shared memory."""
-    import triton
-
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.triton_resources", description=__doc__.splitlines()[0])
     parser.add_argument("--arch", action="append", choices=ARCHITECTURES, help="default: all")
     parser.add_argument("--form", action="append", choices=FORMS, help="default: all")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilers at a time (default: %(default)s)")
-    parser.add_argument(
-        "--json", type=Path, help="where the record goes (default: bench/results, when all is compiled)"
-    )
+    parser.add_argument("--json", type=Path, default=RESULTS / "triton_resources.json", help="where the record goes")
     given = parser.parse_args(arguments)
     wanted = [
         pair for pair in itertools.product(given.arch or ARCHITECTURES, given.form or FORMS) if is_used(*pair[::-1])
     ]
-    with compilers(given.jobs) as pool:
-        records = list(itertools.chain.from_iterable(pool.map(compile_form, *zip(*wanted))))
-    print(table(records))
-    path = given.json or (None if given.arch or given.form else RESULTS / "triton_resources.json")
-    if path:
-        lines = ",\n".join(map(json.dumps, records))
-        path.write_text(f'{{"schema": 2, "triton": "{triton.__version__}", "kernels": [\n{lines}\n]}}\n')
+    with compilers(os.cpu_count() or 1) as pool:
+        records = list(itertools.chain.from_iterable(pool.map(compile_form, *zip(*wanted, strict=True))))
+    shown = ("arch", "form", "kernel", *_TILE.values(), "registers", "spills", "shared")
+    print(tabulate([[r.get(name, "") for name in shown] + [problem(r)] for r in records], [*shown, "problem"]))
+    lines = ",\n".join(map(json.dumps, records))
+    given.json.write_text(f'{{"schema": 2, "kernels": [\n{lines}\n]}}\n')
     bad = sum(problem(record) is not None for record in records)
     print(f"{len(records)} kernels, {bad} with a problem")
     return int(bad > 0)

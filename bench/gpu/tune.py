@@ -1,26 +1,27 @@
 """The autotuner of the Triton backend: times configurations on a GPU and writes the fastest into the package's table.
 
-    python -m bench.gpu.tune                             # every kernel and form, for this GPU's architecture
-    python -m bench.gpu.tune --kernel best_codes --form codes-128 --table /tmp/tuning.json
+    python -m bench.gpu.tune --table /tmp/tuning.json --kernel best_codes --form codes-128
 
-The table is written after every form of a kernel, so that whoever ends it keeps what was found. It notes how each entry
-came about; those that were "counted" had the fewest instructions per logit in machine code, before any GPU was at hand.
+A configuration is judged by a whole call in which its kernel runs. The table is written after every kernel and form, so
+that whoever ends it keeps what was found; it says how entries came about: those that were "counted" had the fewest
+instructions per logit in machine code, before any GPU was at hand.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import cplearn_kernels as cpk
 from bench.gpu.measure import clock_of
 from bench.gpu.triton_resources import FORMS, is_used
 from bench.timing import alternate, spread
@@ -44,61 +45,46 @@ def candidates(kernel: str, form: str, arch: str) -> Iterator[Configuration]:
     lanes = 64 if arch.startswith("gfx") else 32
     views = 2 if kernel in _TWO_VIEWS else 1
     if form.startswith("kronecker"):
-        block = int(form.split("-")[1])
-        shapes = [(rows, block) for rows in (1, 2, 4, 8, 16, 32, 64)]
+        shapes = itertools.product((1, 2, 4, 8, 16, 32, 64), (int(form.split("-")[1]),))
     else:
-        shapes = list(itertools.product((16, 32, 64, 128), (128,) if kernel in _GROUPED else (64, 128)))
+        shapes = itertools.product((16, 32, 64, 128), (128,) if kernel in _GROUPED else (64, 128))
     for (rows, codes), warps in itertools.product(shapes, (4, 8)):
         if 16 <= views * rows * codes // (warps * 32) <= 64:
             yield Configuration(rows, codes, warps * 32 // lanes)
 
 
-def fastest(kernel: str, form: str, arch: str, rounds: int) -> tuple[Configuration, float] | None:
-    """(the fastest candidate, its seconds): one pass, timed by events on random rows; None where none runs."""
-    run, clock = _pass(kernel, form), clock_of(torch.device("cuda"))
+def call_of(kernel: str, form: str, device: torch.device, n: int = 256, log2_codes: int = 20) -> Callable[[], Any]:
+    """A call of the library in which a kernel runs."""
+    name, _, size = form.partition("-")
+    f = 1024 if size == "grouped" else int(size)
+    few = kernel in ("weighted_codes_given", "probabilities")  # their calls keep all logits
+    dictionary = (cpk.HadamardDictionary if name == "kronecker" else cpk.RademacherDictionary)(
+        f, 1 << log2_codes - 4 * few
+    )
+    h = torch.nn.functional.normalize(torch.randn(n, f)).to(device).requires_grad_()
+    options = {"temperature": cpk.default_temperature(f, dictionary.num_codes), "backend": "triton"}
+    if kernel in ("weighted_codes_one", "weighted_codes_given"):
+        function = cpk.expected_code if kernel == "weighted_codes_one" else cpk.projector_softmax
+        return lambda: torch.autograd.grad(function(h, dictionary, **options).sum(), h)
+    if kernel == "probabilities":
+        return lambda: cpk.projector_softmax(h.detach(), dictionary, **options)
+    return lambda: torch.autograd.grad(cpk.cplearn_loss(h, h.flip(0), dictionary, **options), h)
+
+
+def fastest(
+    call: Callable[[], Any], kernel: str, form: str, arch: str, rounds: int, clock
+) -> tuple[float, Configuration]:
+    """(seconds, configuration) of the candidate with which the call is fastest; infinite where none runs."""
     timed = []
     for config in candidates(kernel, form, arch):
         try:
             with tuning.override(kernel, form, config):
                 timed.append(
-                    (spread(alternate({"": run}, rounds, turn_seconds=0.0, clock=clock)[""])["median"], config)
+                    (spread(alternate({"": call}, rounds, turn_seconds=0.0, clock=clock)[""])["median"], config)
                 )
         except Exception as error:  # noqa: BLE001  a candidate that does not fit is no reason to stop
             print(f"  {kernel} {form} {config}: {str(error).splitlines()[0][:100]}", flush=True)
-    return min(timed, key=lambda entry: entry[0])[::-1] if timed else None
-
-
-def _pass(kernel: str, form: str) -> Callable[[], Any]:
-    """A function that runs one pass at n = 256."""
-    import cplearn_kernels as cpk
-    from cplearn_kernels.backends.triton import batch as triton_batch
-    from cplearn_kernels.backends.triton.codes import codes_of
-    from cplearn_kernels.backends.triton.kernels.constants import GIVEN, REVERSE_KL, SECOND
-    from cplearn_kernels.backends.triton.sums import weighted_codes
-
-    kronecker = form.startswith("kronecker")
-    f = 1024 if form == "codes-grouped" else int(form.split("-")[1])
-    n, c = 256, 1 << (21 if kronecker and f < 4096 else 20)
-    dictionary = (cpk.HadamardDictionary if kronecker else cpk.RademacherDictionary)(f, c)
-    views = [torch.nn.functional.normalize(torch.randn(n, f, device="cuda")) for _ in range(2)]
-    factor = triton_batch.LOG2_E / cpk.default_temperature(f, c)
-    batch = triton_batch.Batch(views, codes_of(dictionary, views[0].device), [factor, factor])
-    batch.find_best()
-    state = batch.empty_state()
-    slopes, _ = batch.columns(0, c, REVERSE_KL)
-    batch.row_sums(state, 0, c, slopes, REVERSE_KL)
-    batch.add_agreement(state)
-    batch.finish_row_sums(state, 1.0)
-    few = triton_batch.Batch(views[:1], codes_of(type(dictionary)(f, 1 << 16), views[0].device), [factor])
-    out, given = torch.empty(n, 1 << 16, device="cuda"), torch.rand(n, 1 << 16, device="cuda")
-    return {
-        "best_codes": batch.find_best,
-        "column_sums": lambda: batch.columns(0, c, REVERSE_KL),
-        "row_sums": lambda: batch.row_sums(state, 0, c, slopes, REVERSE_KL),
-        "weighted_codes_one": lambda: weighted_codes(batch, SECOND, lambda *_: batch.rows),
-        "weighted_codes_given": lambda: weighted_codes(few, GIVEN, None, given=(given, given)),
-        "probabilities": lambda: batch.probabilities(out, 0, 1 << 16),
-    }.get(kernel, lambda: weighted_codes(batch, REVERSE_KL, lambda *_: slopes, 1.0))
+    return min(timed, key=lambda entry: entry[0], default=(float("inf"), Configuration(0, 0, 0)))
 
 
 def write(path: Path, arch: str, kernel: str, form: str, config: Configuration) -> None:
@@ -106,7 +92,7 @@ def write(path: Path, arch: str, kernel: str, form: str, config: Configuration) 
     table = json.loads((path if path.exists() else TABLE).read_text())
     entry = table["architectures"].setdefault(arch, {})
     entry.setdefault("how", {})[f"{kernel} {form}"] = "measured"
-    entry.setdefault(kernel, {})[form] = dataclasses.asdict(config)
+    entry.setdefault(kernel, {})[form] = asdict(config)
     draft = path.with_suffix(".part")
     draft.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
     os.replace(draft, path)
@@ -114,9 +100,7 @@ def write(path: Path, arch: str, kernel: str, form: str, config: Configuration) 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; 2 without a GPU."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.gpu.tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu.tune", description=__doc__.splitlines()[0])
     parser.add_argument("--kernel", action="append", choices=KERNELS, help="default: all")
     parser.add_argument("--form", action="append", choices=FORMS, help="default: all")
     parser.add_argument("--rounds", type=int, default=5, help="timed calls per candidate (default: %(default)s)")
@@ -125,12 +109,14 @@ def main(arguments: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("bench.gpu.tune: no GPU that PyTorch can use", file=sys.stderr)
         return 2
-    arch = tuning.architecture(torch.device("cuda"))
+    device = torch.device("cuda")
+    arch, clock = tuning.architecture(device), clock_of(device)
     for kernel, form in itertools.product(given.kernel or KERNELS, given.form or FORMS):
-        found = fastest(kernel, form, arch, given.rounds) if has_kernel(kernel, form, arch) else None
-        if found:
-            write(given.table, arch, kernel, form, found[0])
-            print(f"{arch} {kernel} {form}: {found[0]}, {found[1]:.3g} s", flush=True)
+        if has_kernel(kernel, form, arch):
+            seconds, config = fastest(call_of(kernel, form, device), kernel, form, arch, given.rounds, clock)
+            print(f"{arch} {kernel} {form}: {config}, {seconds:.3g} s", flush=True)
+            if seconds < float("inf"):
+                write(given.table, arch, kernel, form, config)
     return 0
 
 
