@@ -28,8 +28,9 @@ from bench.gpu.table import text
 # How the time is shared out; what a group leaves over goes to those after it.
 WEIGHTS = {"tests": 9, "rows": 8, "sanitizer": 5, "tune": 10}
 RESERVE_SECONDS = 4.0  # for ending processes and printing
+LEAST_SECONDS = 10.0  # a step is not begun with less
 MEASURE = ("-m", "bench.gpu.measure")
-LEAST_SECONDS = {"tests": 1.0, "sanitizer": 10.0}  # a step is not begun with less
+DRY_CALLS = ("--backend", "torch", "--device", "cpu", "--most-features", "64")
 
 
 class Run:
@@ -47,28 +48,25 @@ class Run:
         """Describes the machine; returns why nothing can be measured, if so."""
         ended = run([sys.executable, "-m", "bench.gpu.machine"], seconds, self.log)
         lines = [line for line in ended.text.splitlines() if line.startswith("{")]
-        if ended.timed_out or not lines:
+        if not lines:
             return f"the machine could not be described within {ended.seconds:.0f} s; see {self.log}"
-        found = json.loads(lines[-1])
-        self.add("machine", "machine", {**found, "dry_run": self.given.dry_run})
-        if found["gpu"] is None and not self.given.dry_run:
-            return "torch sees no CUDA or ROCm GPU here; --dry-run goes the whole way on the CPU"
-        wanted = self.given.backends or (["torch"] if self.given.dry_run else BACKENDS)
-        known = found["backends"]
-        self.backends = {name: known.get(name, "no such backend") if name in wanted else "not asked for"
-                         for name in dict.fromkeys((*BACKENDS, *wanted))}  # fmt: skip
-        return None
+        found, dry_run = json.loads(lines[-1]), self.given.dry_run
+        self.add("machine", "machine", {**found, "dry_run": dry_run})
+        wanted = self.given.backends or (["torch"] if dry_run else BACKENDS)
+        known = {name: found["backends"].get(name, "no such backend") for name in (*BACKENDS, *wanted)}
+        self.backends = {name: known[name] if name in wanted else "not asked for" for name in known}
+        unable = found["gpu"] is None and not dry_run
+        return "torch sees no CUDA or ROCm GPU here; --dry-run goes the whole way on the CPU" if unable else None
 
     def tests(self, until: float) -> None:
         """The GPU tests of the backends."""
         files = {file: self.backends[name] for name, of in tests.FILES.items() for file in of}
         if self.given.dry_run:
             files = dict.fromkeys(tests.DRY_FILES)
-        for file, reason in files.items():
-            if reason is not None:
-                self.add("tests", file, {"left_out": reason})
-        for file, seconds in in_turn([file for file, reason in files.items() if reason is None], until):
-            late = seconds < LEAST_SECONDS["tests"]
+        for file in [file for file, reason in files.items() if reason is not None]:
+            self.add("tests", file, {"left_out": files.pop(file)})
+        for file, seconds in in_turn(list(files), until):
+            late = seconds < LEAST_SECONDS
             self.add("tests", file, {"left_out": "time"} if late else tests.run_file(file, seconds, self.log))
 
     def rows(self, until: float) -> None:
@@ -82,38 +80,32 @@ class Run:
             told = json.dumps({**options, "rows": names})
             run([sys.executable, *MEASURE, told], until - time.monotonic(), self.log)
             begun = {entry["step"] for entry in record.read(self.path)}
-            left = [name for name in names if name not in begun]
-            if left == names:  # it never came to a row, and another would not either
-                self.add("rows", names[0], {"busy": f"the start; see {self.log}", "cells": {}, "wrong": []})
-                return
-            names = left
+            if names[0] not in begun:  # it never came to a row, and another would not either
+                return self.add("rows", names[0], {"busy": f"the start; see {self.log}", "cells": {}, "wrong": []})
+            names = [name for name in names if name not in begun]
+        return None
 
     def sanitizer(self, until: float) -> None:
-        """The small calls under each tool; in a dry run without a tool, on the CPU."""
-        calls = ("--backend", "torch", "--device", "cpu", "--most-features", "64") if self.given.dry_run else ()
-        reason = (
-            None if self.given.dry_run else self.backends["cuda"]
-        )  # the other backends' kernels are made by compilers
-        if reason is None and not self.given.dry_run and shutil.which(sanitizer.PROGRAM) is None:
-            reason = f"{sanitizer.PROGRAM} was not found"
-        for tool, seconds in in_turn(("calls",) if self.given.dry_run else sanitizer.TOOLS, until):
-            why = reason or ("time" if seconds < LEAST_SECONDS["sanitizer"] else None)
-            prefix = () if self.given.dry_run else (sanitizer.PROGRAM,)
-            self.add(
-                "sanitizer",
-                tool,
-                {"left_out": why} if why else sanitizer.run_tool(tool, seconds, self.log, calls, prefix),
+        """The small calls under each tool; in a dry run on the CPU without one."""
+        if self.given.dry_run:
+            return self.add(
+                "sanitizer", "calls", sanitizer.run_tool("", until - time.monotonic(), self.log, DRY_CALLS, ())
             )
+        found = shutil.which(sanitizer.PROGRAM)
+        reason = self.backends["cuda"] or (None if found else f"{sanitizer.PROGRAM} was not found")
+        for tool, seconds in in_turn(sanitizer.TOOLS, until):
+            why = reason or ("time" if seconds < LEAST_SECONDS else None)
+            self.add("sanitizer", tool, {"left_out": why} if why else sanitizer.run_tool(tool, seconds, self.log))
+        return None
 
     def tune(self, until: float) -> None:
         """Triton's configurations by measurement, into DIR/tuning.json."""
         command = [sys.executable, "-m", "bench.gpu.tune", "--table", str(self.given.out / "tuning.json")]
         ended = run(command, until - time.monotonic(), self.log)
-        self.add("tune", "tune", {"status": ended.status, "timed_out": ended.timed_out, "seconds": ended.seconds,
-                                  "last": (ended.text.strip().splitlines() or ["no output"])[-1][:300]})  # fmt: skip
+        self.add("tune", "tune", {"last": (ended.text.strip().splitlines() or ["no output"])[-1][:300]})
 
 
-def status(entries: list[dict[str, Any]], wanted: tuple[str, ...]) -> int:
+def status(entries: list[dict[str, Any]], wanted: list[str]) -> int:
     """The exit status that a record deserves, where these groups of steps were asked for."""
     rows = [entry for entry in entries if entry["group"] == "rows"]
     library = [cell for entry in rows for name, cell in entry["cells"].items() if name in BACKENDS]
@@ -129,9 +121,6 @@ def main(arguments: list[str] | None = None) -> int:
     began = time.monotonic()
     given = _parser().parse_args(arguments)
     given.out = given.out.resolve()
-    if given.show:
-        print(text(record.read(given.out / record.FILE)))
-        return 0
     given.out.mkdir(parents=True, exist_ok=True)
     current = Run(given)
     for path in (current.path, current.log):
@@ -154,28 +143,27 @@ def main(arguments: list[str] | None = None) -> int:
     entries = record.read(current.path)
     (given.out / "table.txt").write_text(text(entries, most=1 << 30) + "\n")
     print(text(entries))
-    return status(entries, tuple(groups))
+    return status(entries, groups)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    names = {"type": lambda names: names.split(","), "metavar": "NAME[,NAME]"}
+    steps = ["tests", "rows", "sanitizer"]
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="the folder; a former run's files are replaced"
+        "--out", type=Path, required=True, metavar="DIR", help="a former run's files in it are replaced"
     )
     parser.add_argument("--seconds", type=float, default=540.0, help="from start to finish (default: %(default)s)")
-    parser.add_argument("--steps", type=lambda names: names.split(","), default=["tests", "rows", "sanitizer"],
-                        metavar="NAME[,NAME]", help="some of tests, rows, sanitizer (default: all)")  # fmt: skip
-    parser.add_argument("--tune", action="store_true", help="tune Triton's configurations last, into DIR/tuning.json")
+    parser.add_argument("--steps", default=steps, help="some of tests, rows, sanitizer (default: all)", **names)
+    parser.add_argument("--backends", help="of the library (default: cuda, triton, torch; in a dry run torch)", **names)
     parser.add_argument(
         "--rows", default="", metavar="PATTERN", help="only rows whose name has this regular expression"
     )
-    parser.add_argument("--backends", type=lambda names: names.split(","), metavar="NAME[,NAME]",
-                        help="backends of the library (default: all that run on GPU tensors; in a dry run torch)")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=5, help="turns of each column of a row (default: %(default)s)")
+    parser.add_argument("--tune", action="store_true", help="tune Triton's configurations last, into DIR/tuning.json")
     parser.add_argument("--dry-run", action="store_true", help="go the whole way on the CPU with tiny shapes")
-    parser.add_argument("--show", action="store_true", help="print the table of DIR again and end")
     return parser
 
 

@@ -20,17 +20,11 @@ PACKAGE = "cplearn_kernels"
 
 
 def adopt_core(root: Path = ROOT, path: list[str] | None = None) -> str | None:
-    """Copies the installed package's compiled core into the checkout, where that has none or an older one.
+    """Copies the installed package's compiled core into the checkout `root`, where that has none or an older one.
 
-    What runs in the checkout imports the checkout's package, which hides the one that `pip install .` put elsewhere;
-    without its core there is no backend "cuda". To be called before anything imports the package.
-
-    Args:
-        root: the checkout.
-        path: where packages are looked for; None: `sys.path`.
-
-    Returns:
-        A sentence on what was done, None where there was nothing to do.
+    What runs in the checkout imports the checkout's package, which hides the one that `pip install .` put elsewhere on
+    the `path`; without its core there is no backend "cuda". To be called before anything imports the package. Returns a
+    sentence on what was done.
     """
     name = f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
     target = root / PACKAGE / name

@@ -65,7 +65,8 @@ def measure(row: Row, options: dict[str, Any], device: torch.device) -> None:
         except Exception as error:  # noqa: BLE001  a column that fails costs itself
             cell["error"] = _message(error)
             note(column)
-            _synchronize(device)  # raises where the device is lost, which ends the process
+            if device.type == "cuda":
+                torch.cuda.synchronize()  # raises where the device is lost, which ends the process
             gc.collect()  # the traceback's frames hold tensors
     entry["wrong"] += _differing(cells)
     note("turns")
@@ -124,11 +125,6 @@ def _message(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:300]
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 def main(arguments: list[str]) -> int:
     """Measures the rows that are named."""
     options = json.loads(arguments[0])
@@ -145,7 +141,6 @@ def main(arguments: list[str]) -> int:
         faulthandler.cancel_dump_traceback_later()
         gc.collect()
         if device.type == "cuda":
-            _synchronize(device)
             torch.cuda.empty_cache()
     return 0
 

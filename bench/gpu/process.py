@@ -27,17 +27,7 @@ class Ended:
 
 
 def run(command: Sequence[str], seconds: float, log: Path, environment: Mapping[str, str] | None = None) -> Ended:
-    """Runs a command in the checkout; its output goes to the end of `log` as it comes.
-
-    Args:
-        command: program and arguments.
-        seconds: when it is ended.
-        log: the file.
-        environment: variables beside those of this process.
-
-    Raises:
-        OSError: the program cannot be started.
-    """
+    """Runs a command in the checkout, with more environment variables; its output goes to the end of `log` as it comes."""
     began = time.monotonic()
     variables = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
     with log.open("ab") as output:

@@ -36,16 +36,9 @@ _SUMMARIES = (
 def run_tool(
     tool: str, seconds: float, log: Path, calls: Sequence[str] = (), prefix: Sequence[str] = (PROGRAM,)
 ) -> dict[str, Any]:
-    """Runs one tool for at most so long.
+    """Runs one tool over `bench.gpu.sanitized_calls` with options `calls`; with an empty prefix the calls alone.
 
-    Args:
-        tool: a name of `TOOLS`.
-        seconds, log: see `bench.gpu.process.run`.
-        calls: options of `bench.gpu.sanitized_calls`.
-        prefix: the tool's program; empty: the calls are made without it.
-
-    Returns:
-        What `report` does, `seconds` and `timed_out`.
+    Returns what `report` does, `seconds` and `timed_out`.
     """
     watched = (*prefix, "--tool", tool, *_COMMON, *_OPTIONS.get(tool, ())) if prefix else ()
     ended = run([*watched, sys.executable, "-m", "bench.gpu.sanitized_calls", *calls], seconds, log, _ENVIRONMENT)

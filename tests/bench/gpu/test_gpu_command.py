@@ -80,9 +80,7 @@ def test_tests_come_first_and_their_failures_are_told(tmp_path, described, monke
     (tmp_path / "test_some.py").write_text("def test_a(): assert 0\n")
     monkeypatch.setattr(tests, "DRY_FILES", (str(tmp_path / "test_some.py"),))
     assert command.main(["--out", str(tmp_path), "--dry-run", "--steps", "tests"]) == 1
-    printed = capsys.readouterr().out
-    assert "::test_a: assert 0" in printed
-    assert command.main(["--out", str(tmp_path), "--show"]) == 0 and capsys.readouterr().out == printed
+    assert "::test_a: assert 0" in capsys.readouterr().out
 
 
 def test_without_a_gpu_it_says_so(tmp_path, monkeypatch, capsys):
@@ -175,11 +173,11 @@ def test_targets(target, cells, measured, met):
 
 def test_status_fails_on_what_is_wrong_and_on_nothing_measured():
     good = _entry(torch=_cell(0.1), eager={"error": "out of memory"})
-    assert command.status([good], ("rows",)) == 0 and command.status([], ("tests",)) == 0
+    assert command.status([good], ["rows"]) == 0 and command.status([], ["tests"]) == 0
     cell = good["cells"]["torch"]
     bad = [[], [_entry(["differ"], torch=cell)], [_entry(torch={**cell, "wrong": "zeros"})], [{**good, "busy": "turns"}],
            [good, _entry(cuda={"error": "x"})], [good, {"group": "sanitizer", "step": "memcheck", "ok": False}]]  # fmt: skip
-    assert [command.status(entries, ("rows",)) for entries in bad] == [1] * len(bad)
+    assert [command.status(entries, ["rows"]) for entries in bad] == [1] * len(bad)
 
 
 def test_the_table_compares_the_backends_and_stays_short():

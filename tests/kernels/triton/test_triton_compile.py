@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 from bench.gpu import triton_resources, tune
@@ -76,6 +78,11 @@ def test_the_tuner_tries_tiles_that_fit_and_writes_an_entry(tmp_path, capsys, mo
             tried = list(tune.candidates(kernel, "codes-grouped" if "chunk" in kernel else "codes-128", arch))
             assert len(tried) > 2 and {config.warps for config in tried} <= warps
     path, config = tmp_path / "tuning.json", Configuration(16, 64, 4)
+    if not torch.cuda.is_available():  # then the interpreter is on, which takes any tile
+        monkeypatch.setattr(tune, "candidates", lambda *_: iter([config]))
+        call = tune.call_of("best_codes", "codes-32", torch.device("cpu"), n=4, log2_codes=6)
+        seconds, found = tune.fastest(call, "best_codes", "codes-32", "interpreter", 1, time.perf_counter)
+        assert found == config and 0 < seconds < float("inf")
     tune.write(path, "sm_90", "best_codes", "codes-128", config)
     tune.write(path, "sm_91", "best_codes", "codes-128", config)
     table, before = json.loads(path.read_text())["architectures"], tuning.table()["architectures"]
