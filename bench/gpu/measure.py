@@ -21,7 +21,7 @@ import torch
 
 from bench.gpu import record
 from bench.gpu.implementations import Problem, build, check
-from bench.gpu.rows import FORMULAS, ROWS, Row
+from bench.gpu.rows import COMPILED, FORMULAS, ROWS, Row
 from bench.timing import alternate, spread
 
 MOST_SECONDS = 20.0  # a column whose rounds would take longer keeps the time of a single call
@@ -136,8 +136,9 @@ def main(arguments: list[str]) -> int:
         # The watchdog is a thread in C: Python's own signals wait for a call into the driver, which may never return.
         faulthandler.dump_traceback_later(rows[name].seconds, exit=True)
         print(name, flush=True)
-        torch.compiler.reset()  # each row's formulas compile from an empty state, and former ones give memory back
         measure(rows[name], options, device)
+        if set(rows[name].beside) & set(COMPILED):
+            torch.compiler.reset()  # gives memory back, and the next row's formulas compile from an empty state
         faulthandler.cancel_dump_traceback_later()
         gc.collect()
         if device.type == "cuda":

@@ -74,8 +74,8 @@ class Row:
 
     @property
     def seconds(self) -> float:
-        """After so long something hangs; compiling a formula tries many kernels."""
-        return 60.0 + 60.0 * sum(FORMULAS[name][0] for name in self.beside)
+        """After so long something hangs: Triton compiles for half a minute, and torch.compile tries many kernels."""
+        return 120.0 + 60.0 * sum(FORMULAS[name][0] for name in self.beside)
 
     def columns(self, backends: tuple[str, ...]) -> tuple[str, ...]:
         """What takes turns: these backends of the library where they make sense, then the formulas."""

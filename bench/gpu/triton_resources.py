@@ -1,6 +1,6 @@
 """Compiles what the Triton backend launches ahead of time, with no GPU; reports registers, spills, shared memory.
 
-    python -m bench.gpu.triton_resources      # JSON in bench/results; status 1 on a spill; half an hour of one core
+    python -m bench.gpu.triton_resources      # JSON in bench/results; status 1 on a spill; half an hour on one core
 
 The backend itself runs, on CPU tensors, with launches that compile for an architecture and then do nothing: so arguments
 and modes are those that it uses, and what lies in the tensors means nothing.
