@@ -79,6 +79,7 @@ def test_the_tuner_tries_tiles_that_fit_and_writes_an_entry(tmp_path, capsys, mo
             assert len(tried) > 2 and {config.warps for config in tried} <= warps
     path, config = tmp_path / "tuning.json", Configuration(16, 64, 4)
     if not torch.cuda.is_available():  # then the interpreter is on, which takes any tile
+        monkeypatch.setenv("TRITON_INTERPRET", "1")  # which the pool takes away
         monkeypatch.setattr(tune, "candidates", lambda *_: iter([config]))
         call = tune.call_of("best_codes", "codes-32", torch.device("cpu"), n=4, log2_codes=6)
         seconds, found = tune.fastest(call, "best_codes", "codes-32", "interpreter", 1, time.perf_counter)
