@@ -1,7 +1,7 @@
 """The two formulas in plain PyTorch that the library is timed against.
 
 Both keep the whole dictionary `weight`, shape (f, c), and whole (n, c) arrays in memory, and both leave the
-gradient to autograd. They compute the loss of design section 1 with the uniform prior in its "reverse_kl" form:
+gradient to autograd. They compute the loss of docs/mathematics.md with a uniform prior, "reverse_kl":
 
     L = 1/2 * sum over (a, b) in {(1, 2), (2, 1)} of  prior(a) + beta * invariance(a -> b)
     prior(a)           = sum_j mean_i(p^a_ij) * log(c * mean_i(p^a_ij))

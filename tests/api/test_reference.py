@@ -166,7 +166,7 @@ def test_uniform_assignments_are_worth_log_c():
 
 @pytest.mark.parametrize("kind", ["l2", "tanh"])
 def test_invariance_from_log_sums_and_expected_codes(kind):
-    """Design, section 2: invariance(a -> b) = mean(lse^b - h^b · B^a / temperature), the views decouple."""
+    """docs/mathematics.md, identity 1: invariance(a -> b) = mean(lse^b - h^b · B^a / temperature), the views decouple."""
     dictionary = make_dictionary("hadamard", 7, 30, seed=2)
     views = embeddings(5, 7, dtype=F64, kind=kind)
     lse = [reference.projector_logsumexp(h, dictionary, temperature=0.3) for h in views]

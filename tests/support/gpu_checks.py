@@ -36,7 +36,7 @@ class GpuChecks:
         ("rademacher", 128, 16385, 256), ("rademacher", 384, 16384, 64), ("rademacher", 2048, 16384, 129),
     ])  # fmt: skip
     def test_loss_and_gradient_at_real_sizes(self, kind, f, c, n, conformance):
-        """The tensor cores round as they like: the tolerances of the design hold, or this says by how much they do not."""
+        """The tensor cores round as they like: the tolerances hold, or this says by how much they do not."""
         dictionary = dictionary_of(kind, f, c)
         for position, regime in enumerate(("l2", "tanh")):
             case = make_case(dictionary, n, regime)

@@ -13,7 +13,7 @@ from cases import make_dictionary
 import cplearn_kernels
 from cplearn_kernels import DenseDictionary, RademacherDictionary, cplearn_loss, default_temperature, reference
 
-# Design of the library: |dL| <= 1e-6 max(|L|, 1); |dg| <= 1e-5 max(|g|, floor). Where logits exceed 60 in size the
+# What docs/support.md promises: |dL| <= 1e-6 max(|L|, 1); |dg| <= 1e-5 max(|g|, floor). Where logits exceed 60 in size the
 # float32 rounding of a logit alone (3e-5 at 300) moves a probability by more than 1e-5.
 LOSS_TOLERANCE = 1e-6
 GRADIENT_TOLERANCE = 1e-5
