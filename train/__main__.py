@@ -27,7 +27,7 @@ from train.distributed.processes import ALONE, Elsewhere, Lost, Processes  # noq
 from train.errors import Diverged, InputError  # noqa: E402
 from train.files import write_json  # noqa: E402
 from train.reporting import events  # noqa: E402
-from train.run_folder import CHECKPOINT_FILE, CONFIG_FILE, DIVERGED_FILE, EMBEDDINGS_FILE, REPORT_FILE, SUMMARY_FILE  # noqa: E402
+from train.run_folder import CHECKPOINT_FILE, CONFIG_FILE, DIVERGED_FILE, EMBEDDINGS_FILE, REPORT_FILE, SUMMARY_FILE  # noqa: E402  # noqa: E402
 from train.seeds import derive_seed  # noqa: E402
 
 

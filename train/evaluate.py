@@ -20,7 +20,7 @@ from train import backbones, checkpoint, methods, threads
 from train.config import Config
 from train.data import Images, load
 from train.data.augment import TwoViews
-from train.errors import InputError
+from train.errors import InputError, exit_status
 from train.evaluation import collapse, quality, verdicts
 from train.evaluation.measures import LABELS, MIXTURES
 from train.files import write_atomically, write_json
@@ -242,27 +242,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--num-threads", type=int, metavar="N", help="CPU threads (default: as many as PyTorch takes)")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="also write the numbers to this file as JSON")
     options = parser.parse_args(arguments)
-    try:
-        with threads.limited_to(options.num_threads):
-            run(options.checkpoint, options.data_dir, options.device, options.output)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    return 0
+    return exit_status(lambda: _run(options))
 
 
-def run(path: Path, data_dir: Path | None, device: str, output: Path | None) -> dict[str, Any]:
-    """Restore, judge, print and, with `output`, write; the summary."""
+def _run(options: argparse.Namespace) -> None:
+    output = options.output
     # Found out now and not after minutes of work.
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
         raise InputError(f"--output was {output}, expected the name of a file in an existing folder.")
-    config, data, method, history = restore(path, data_dir, device)
-    print(
-        f"{config.method} on {config.dataset}, {len(history)} of {config.epochs} epochs, seed {config.seed}, "
-        f"{len(data.train_images):,} training images, on {config.device}",
-        flush=True,
-    )
-    summary = judge(config, data, method)[0] | {"levels": method.lines(), "epochs": len(history)}
+    with threads.limited_to(options.num_threads):
+        config, data, method, history = restore(options.checkpoint, options.data_dir, options.device)
+        print(
+            f"{config.method} on {config.dataset}, {len(history)} of {config.epochs} epochs, seed {config.seed}, "
+            f"{len(data.train_images):,} training images, on {config.device}",
+            flush=True,
+        )
+        summary = judge(config, data, method)[0] | {"levels": method.lines(), "epochs": len(history)}
     print(table(summary))
     if output is not None:
         try:
@@ -271,7 +266,6 @@ def run(path: Path, data_dir: Path | None, device: str, output: Path | None) -> 
             raise InputError(
                 f"--output was {output}, expected a file that can be written ({error.strerror})."
             ) from None
-    return summary
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Iterable
 from torch import Tensor
 
 from train import threads
-from train.errors import InputError
+from train.errors import InputError, exit_status
 from train.files import write_text
 from train.reporting import figures, planar, sources, tables
 from train.reporting.page import Picture, render
@@ -37,8 +37,8 @@ examples:
 
 CAPTIONS = {
     "loss": "Loss, the mean over each epoch.",
-    "terms": "Terms of the loss, the mean over each epoch. For cplearn, the prior is low when the codes are in even use, "
-    "the invariance when two views of an image get the same code with certainty.",
+    "terms": "Terms of the loss, the mean over each epoch. For cplearn, the prior is low when the codes are in even use, the "
+    "invariance when two views of an image get the same code with certainty.",
     "singular_values": "Singular values of the unit-length embeddings: a curve that falls steeply is dimensional "
     "collapse.",
     "cluster_usage": "Use of the clusters: a few with most of the images are cluster collapse.",
@@ -163,12 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="where checkpoints are evaluated: cpu, cuda, auto (default)")
     parser.add_argument("--num-threads", type=int, metavar="N", help="CPU threads (default: what PyTorch takes)")
     options = parser.parse_args(arguments)
-    try:
-        _run(options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    return 0
+    return exit_status(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> None:

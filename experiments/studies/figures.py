@@ -1,4 +1,4 @@
-"""`python -m experiments.studies.figures FILE.json PICTURE.png`: the measures of a study's arms, and their intervals, drawn."""
+"""`python -m experiments.studies.figures FILE.json PICTURE.png`: a study's measures, drawn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.studies.tables import half_interval, read_study, values
-from train.errors import InputError
+from train.errors import InputError, exit_status
 
 PANELS = (
     ("accuracy", ("linear_probe", "knn")),
@@ -90,20 +90,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("file", type=Path, metavar="FILE.json", help="written by python -m experiments.studies")
     parser.add_argument("picture", type=Path, metavar="PICTURE.png", help="where to draw it")
     options = parser.parse_args(arguments)
+    return exit_status(lambda: _write(options.file, options.picture))
+
+
+def _write(file: Path, picture: Path) -> None:
+    figure = draw(read_study(file))
     try:
-        figure = draw(read_study(options.file))
-        figure.savefig(options.picture, dpi=90)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
+        figure.savefig(picture, dpi=90)
     except (OSError, ValueError) as error:
-        print(
-            f"error: The picture was {options.picture}, expected a file that can be written, with the ending of a "
-            f"kind of picture ({error}).",
-            file=sys.stderr,
-        )
-        return 2
-    return 0
+        raise InputError(
+            f"The picture was {picture}, expected a file that can be written, with the ending of a kind of picture "
+            f"({error})."
+        ) from None
 
 
 if __name__ == "__main__":

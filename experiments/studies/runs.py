@@ -48,22 +48,12 @@ class Run:
         resume = (self.folder / CHECKPOINT_FILE).exists()
         if resume:
             threads = checkpoint.load(self.folder / CHECKPOINT_FILE)["config"]["num_threads"]
-        words = [
-            sys.executable,
-            "-m",
-            "train",
-            "--output-dir",
-            str(self.folder),
-            "--seed",
-            str(self.seed),
-            "--num-threads",
-            str(threads),
-        ]
-        for name, value in self.options.items():
-            if isinstance(value, bool):
-                # Every switch of Config is off unless it is named.
-                words += [f"--{name.replace('_', '-')}"] if value else []
-            else:
+        options = {"output_dir": self.folder, "seed": self.seed, "num_threads": threads, **self.options}
+        # Every switch of Config is off unless it is named.
+        options |= {name: () for name, value in self.options.items() if value is True}
+        words = [sys.executable, "-m", "train"]
+        for name, value in options.items():
+            if value is not False:
                 values = value if isinstance(value, tuple) else (value,)
                 words += [f"--{name.replace('_', '-')}", *map(str, values)]
         return [*words, "--resume"] if resume else words

@@ -1,9 +1,8 @@
-"""`python -m experiments.studies.tables FILE.json ...`: tables of studies in Markdown, means and intervals over the seeds."""
+"""`python -m experiments.studies.tables FILE.json ...`: means and intervals over the seeds, in Markdown."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
@@ -13,7 +12,8 @@ import numpy as np
 from scipy import stats
 from tabulate import tabulate
 
-from train.errors import InputError
+from train.errors import InputError, exit_status
+from train.files import read_json
 
 MEASURES = {
     "linear_probe": "linear probe",
@@ -81,9 +81,10 @@ def collapses_found(arm: dict[str, Any]) -> str:
 
 
 def read_study(path: Path) -> dict[str, Any]:
-    """The content of a file that `python -m experiments.studies` wrote; InputError if it is none, or an arm has no runs."""
+    """The content of a file that `python -m experiments.studies` wrote; InputError if it is none."""
+    expected = "a file that python -m experiments.studies wrote"
+    study = read_json(path, expected)
     try:
-        study = json.loads(path.read_text())
         for key in ("question", "baseline", "data", "steps"):
             study[key]
         measured = [run[key] for arm in study["arms"] for run in arm["runs"] for key in (*MEASURES, "verdicts", "seed")]
@@ -91,10 +92,9 @@ def read_study(path: Path) -> dict[str, Any]:
             raise ValueError("an arm without runs")
         if study["baseline"] not in [arm["label"] for arm in study["arms"]]:
             raise ValueError("no arm with the baseline's name")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} could not be read ({type(error).__name__}: {error}), expected a file that python -m "
-            f"experiments.studies wrote."
+            f"{path} held another object ({type(error).__name__}: {error}), expected {expected}."
         ) from None
     return study
 
@@ -134,13 +134,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "files", nargs="+", type=Path, metavar="FILE.json", help="written by python -m experiments.studies"
     )
-    for path in parser.parse_args(arguments).files:
-        try:
-            print(text(read_study(path)))
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return error.exit_status
-    return 0
+    files = parser.parse_args(arguments).files
+    return exit_status(lambda: [print(text(read_study(path))) for path in files])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import cplearn_kernels as cpk
 from experiments.theorem import optimum, tables
-from train.errors import InputError
+from train.errors import InputError, exit_status
 
 COLOURS = {"hadamard": "#2166ac", "rademacher": "#d6604d"}
 MARKERS = {"hadamard": "o", "rademacher": "s"}
@@ -120,16 +120,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("results", type=Path, help="JSON file that experiments.theorem wrote")
     parser.add_argument("out", type=Path, help="PNG file to write")
     options = parser.parse_args(arguments)
-    try:
-        results = tables.load(options.results)
-        if not options.out.parent.is_dir():
-            raise InputError(f"OUT was {options.out}, expected a file in a folder that exists.")
-        picture(results).savefig(options.out, dpi=95)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return error.exit_status
-    print(options.out)
-    return 0
+    return exit_status(lambda: _write(options.results, options.out))
+
+
+def _write(results: Path, out: Path) -> None:
+    if not out.parent.is_dir():
+        raise InputError(f"OUT was {out}, expected a file in a folder that exists.")
+    picture(tables.load(results)).savefig(out, dpi=95)
+    print(out)
 
 
 if __name__ == "__main__":

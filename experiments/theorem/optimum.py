@@ -28,15 +28,17 @@ class Settings:
     """What the points of one results file have in common."""
 
     num_features: int = 64
+    """f, the length of a row."""
     eps: float | None = None
-    """Of `default_temperature`; None is its default."""
+    """Of the default temperature (None: min(1e-8, 1/(100 c)))."""
     num_rows: int | None = None
-    """Of every point; None is `affordable_rows`."""
+    """n of every point (None: 4 c as long as that is affordable, at least 256)."""
     steps: int | None = None
-    """Of every point; None is `affordable_steps`."""
+    """Of every point (None: 60 to 600, by the cost of one)."""
     seconds_per_point: float = 300.0
     """Beyond it a point's schedule is cut short, which its "steps" shows."""
     seed: int = 0
+    """Seed of codes and first rows."""
 
 
 def affordable_rows(num_codes: int) -> int:

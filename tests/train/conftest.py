@@ -1,50 +1,16 @@
-"""Shared by the tests of the harness: the checkout on the path and a configuration small enough for seconds."""
-
-import sys
-from pathlib import Path
+"""Shared by the tests of the harness: a run small enough for seconds, and what is done to its steps."""
 
 import pytest
-
-# At the end, so that an installed cplearn_kernels goes before the checkout's sources; train exists only here.
-ROOT = Path(__file__).resolve().parents[2]
-if str(ROOT) not in sys.path:
-    sys.path.append(str(ROOT))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Work this small is slower on two threads, far slower when other processes want the cores; restored afterwards."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from commands import fails, one_thread  # noqa: F401
 
 
 @pytest.fixture(scope="session")
 def tiny():
     """Command line, but for the output directory, of a run of six small steps."""
-    return [
-        "--num-train",
-        "96",
-        "--num-test",
-        "60",
-        "--batch-size",
-        "32",
-        "--widths",
-        "8",
-        "8",
-        "16",
-        "--num-features",
-        "16",
-        "--num-codes",
-        "64",
-        "--epochs",
-        "2",
-        "--num-threads",
-        "1",
-    ]
+    return (
+        "--num-train 96 --num-test 60 --batch-size 32 --widths 8 8 16 --num-features 16 --num-codes 64 --epochs 2 "
+        "--num-threads 1"
+    ).split()
 
 
 @pytest.fixture
@@ -59,16 +25,45 @@ def tiny_config(tmp_path):
     from train.config import Config
 
     def make(**changes):
-        fields = dict(
-            output_dir=tmp_path / "run",
-            num_train=96,
-            num_test=60,
-            batch_size=32,
-            widths=(8, 8, 16),
-            num_features=16,
-            num_codes=64,
-            epochs=2,
-        )
-        return Config(**(fields | changes)).resolved()
+        counts = dict(num_train=96, num_test=60, batch_size=32, num_features=16, num_codes=64, epochs=2)
+        return Config(**(dict(output_dir=tmp_path / "run", widths=(8, 8, 16)) | counts | changes)).resolved()
 
     return make
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, tiny):
+    """`unbroken(options)`: the folder of a run with these options that nothing stopped; each is made once."""
+    from running import go
+
+    made = {}
+
+    def run(options=()):
+        if tuple(options) not in made:
+            path = tmp_path_factory.mktemp("unbroken") / "run"
+            assert go(["--output-dir", str(path), *tiny, *options]) == 0
+            made[tuple(options)] = path
+        return made[tuple(options)]
+
+    return run
+
+
+@pytest.fixture
+def during(monkeypatch):
+    """`during(k, act)`: call `act` inside the k-th step of the next run, before its update; `during()` ends that."""
+    from train import loop
+
+    plain = loop.train_step
+
+    def arrange(step=None, act=None):
+        calls = []
+
+        def train_step(*arguments):
+            calls.append(1)
+            if len(calls) == step:
+                act()
+            return plain(*arguments)
+
+        monkeypatch.setattr(loop, "train_step", plain if step is None else train_step)
+
+    return arrange

@@ -4,16 +4,11 @@ import pickle
 
 import pytest
 import torch
+from running import make
 
-from train import backbones, checkpoint, files, methods
+from train import checkpoint, files
 from train.checkpoint import Progress
 from train.errors import InputError
-
-
-def make(config, seed=0):
-    torch.manual_seed(seed)
-    method = methods.build(config, backbones.build(config))
-    return method, torch.optim.Adam(method.parameters(), lr=config.lr)
 
 
 def test_everything_comes_back(tiny_config, tmp_path):

@@ -2,43 +2,36 @@
 
 import dataclasses
 import json
-import shutil
 
 import numpy as np
 import pytest
 import torch
+import tyro
+from running import make
 
-from train import backbones, checkpoint, evaluate, methods, optimisers
+from train import checkpoint, evaluate, files, methods
 from train.config import Config
 from train.data import load
 from train.errors import InputError
 from train.evaluation import arrays, collapse, quality, verdicts
+from train.evaluation.measures import LABELS, MIXTURES
+
+SHOWN = {name: label for name, label in LABELS.items() if name not in MIXTURES}
 
 
 def build(config):
-    torch.manual_seed(0)
-    return methods.build(config, backbones.build(config))
+    return make(config)[0]
 
 
 @pytest.fixture(scope="module")
-def stored(tmp_path_factory):
+def stored(tmp_path_factory, tiny):
     """A checkpoint of a run of which one epoch is recorded, its configuration and its method."""
     folder = tmp_path_factory.mktemp("run")
-    config = Config(
-        output_dir=folder,
-        num_train=96,
-        num_test=60,
-        batch_size=32,
-        widths=(8, 8, 16),
-        num_features=16,
-        num_codes=64,
-        epochs=2,
-        device="cpu",
-        num_threads=1,
-    ).resolved()
-    method = build(config)
+    options = ["--output-dir", str(folder), *tiny, "--device", "cpu"]
+    config = tyro.cli(Config, args=options).resolved()
+    method, optimiser = make(config)
     progress = checkpoint.Progress(step=3, history=[{"epoch": 1, "step": 3, "lr": 0.005, "loss": 2.5}])
-    checkpoint.save(folder / "checkpoint.pt", config, progress, method, optimisers.build(config, method))
+    checkpoint.save(folder / "checkpoint.pt", config, progress, method, optimiser)
     return folder / "checkpoint.pt", config, method
 
 
@@ -74,7 +67,7 @@ def test_summary_of_every_method(tiny_config, name):
     data, method = load(config), build(config)
     summary, test = evaluate.judge(config, data, method)
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
-    assert set(evaluate.MEANINGS) | {"mixture_scatter_10", "mixture_entropy_10", "verdicts"} == summary.keys()
+    assert set(SHOWN) | {"mixture_scatter_10", "mixture_entropy_10", "verdicts"} == summary.keys()
     assert summary["num_clusters"] == method.num_clusters and summary["num_features"] == 16
     assert (summary["test_images"], summary["num_classes"]) == (60, 10)
     # Each number is of the arrays that it says it is of.
@@ -149,15 +142,8 @@ def test_the_command_prints_and_writes_what_judge_says(stored, tmp_path, capsys)
     for name, verdict in summary["verdicts"].items():
         assert lines[name].split()[1] == ("COLLAPSED" if verdict["collapsed"] else "no")
     # One column of numbers: they end at the same place.
-    ends = {lines[name].index(evaluate.MEANINGS[name]) for name in evaluate.MEANINGS}
+    ends = {lines[name].index(SHOWN[name]) for name in SHOWN}
     assert len(ends) == 1
-
-
-def damage(content, stored, tmp_path):
-    """A checkpoint with its content changed by the given function."""
-    path = tmp_path / "changed.pt"
-    torch.save(content(torch.load(stored, weights_only=True)), path)
-    return path
 
 
 @pytest.mark.parametrize(
@@ -175,8 +161,8 @@ def damage(content, stored, tmp_path):
         (["GOOD", "--output", "nowhere/out.json"], "--output was nowhere/out.json, expected the name of a file"),
     ],
 )
-def test_bad_input_is_one_sentence(stored, tmp_path, monkeypatch, capsys, options, message):
-    good = stored[0]
+def test_bad_input_is_one_sentence(stored, tmp_path, monkeypatch, fails, options, message):
+    content, name, path = torch.load(stored[0], weights_only=True), options[0], tmp_path / "changed.pt"
     monkeypatch.chdir(tmp_path)
     changed = {
         "FOREIGN": lambda c: {"model": c["method"]},
@@ -186,24 +172,19 @@ def test_bad_input_is_one_sentence(stored, tmp_path, monkeypatch, capsys, option
         "OTHER_WEIGHTS": lambda c: c | {"method": {k: v for k, v in list(c["method"].items())[1:]}},
         "CIFAR10": lambda c: c | {"config": c["config"] | {"dataset": "cifar10", "data_dir": "gone"}},
     }
-    path = {"GOOD": good, "MISSING": tmp_path / "missing.pt", "CUT": tmp_path / "cut.pt"}.get(options[0])
-    if options[0] == "CUT":
-        path.write_bytes(good.read_bytes()[:2000])
-    if path is None:
-        path = damage(changed[options[0]], good, tmp_path)
-    assert evaluate.main([str(path), *options[1:]]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("error: ") and message in captured.err
-    assert captured.err.count("\n") == 1 and captured.err.endswith(".\n") and not captured.out
+    if name == "CUT":
+        path.write_bytes(stored[0].read_bytes()[:2000])
+    elif name != "MISSING":
+        torch.save(changed.get(name, lambda c: c)(content), path)
+    assert not fails(evaluate.main, [path, *options[1:]], message).out
 
 
-def test_a_file_that_cannot_be_written_is_said(stored, tmp_path, monkeypatch, capsys):
+def test_a_file_that_cannot_be_written_is_said(stored, tmp_path, monkeypatch, fails):
     monkeypatch.setattr(evaluate, "judge", lambda *_: ({"verdicts": {}, "knn": 0.5}, None))
 
-    def full(path, write):
+    def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_atomically", full)
-    assert evaluate.main([str(stored[0]), "--device", "cpu", "--output", str(tmp_path / "out.json")]) == 2
-    assert "expected a file that can be written (No space left on device)" in capsys.readouterr().err
-    shutil.rmtree(tmp_path)
+    monkeypatch.setattr(files, "write_atomically", full)
+    options = [stored[0], "--device", "cpu", "--output", tmp_path / "out.json"]
+    fails(evaluate.main, options, "expected a file that can be written (No space left on device)")

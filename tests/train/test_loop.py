@@ -1,21 +1,13 @@
-"""train/loop.py: order of the images, learning rate, one step's gradient, and a loss that is not finite."""
-
-import json
+"""train/loop.py: order of the images, learning rate, one step and its gradient, checkpoints between epochs."""
 
 import pytest
 import torch
+from running import make
 
-from train import backbones, checkpoint, loop, methods, optimisers
+from train import checkpoint, loop
 from train.checkpoint import Progress
 from train.data import load
-from train.errors import Diverged
 from train.seeds import derive_seed
-
-
-def make(config):
-    torch.manual_seed(0)
-    method = methods.build(config, backbones.build(config))
-    return method, optimisers.build(config, method)
 
 
 def test_an_epoch_is_a_permutation_without_its_remainder(tiny_config):
@@ -72,27 +64,6 @@ def test_shares_of_a_step_add_up(tiny_config):
     }
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_good_checkpoint(tiny_config, monkeypatch):
-    config = tiny_config()
-    config.output_dir.mkdir()
-    method, optimiser = make(config)
-    plain, calls = method.loss, []
-
-    def poisoned(h1, h2):
-        calls.append(1)
-        loss, terms = plain(h1, h2)
-        return (loss * float("nan") if len(calls) == 5 else loss), terms
-
-    monkeypatch.setattr(method, "loss", poisoned)
-    with pytest.raises(Diverged, match="became nan at step 5 of 6, expected a finite number"):
-        loop.train(config, load(config), method, optimiser, Progress())
-    fresh = make(config)
-    assert checkpoint.restore(config.output_dir / "diverged.pt", config, *fresh).step == 4
-    assert checkpoint.restore(config.output_dir / "checkpoint.pt", config, *fresh).step == 3
-    rows = [json.loads(line) for line in (config.output_dir / "metrics.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in rows] == [1] and rows[0]["loss"] > 0
-
-
 def test_training_lowers_the_loss(tiny_config):
     config = tiny_config(epochs=8, num_train=160, lr=5e-3)
     config.output_dir.mkdir()
@@ -118,6 +89,7 @@ def test_bfloat16_changes_the_encoder_a_little_and_the_loss_gets_float32(tiny_co
     assert 1e-5 < difference < 0.2, "the same to the last digits: autocast did nothing"
 
 
+@pytest.mark.slow
 def test_a_compiled_encoder_gives_the_same_embeddings(tiny_config):
     images = torch.rand(8, 3, 32, 32)
     method, _ = make(tiny_config())
@@ -128,6 +100,7 @@ def test_a_compiled_encoder_gives_the_same_embeddings(tiny_config):
     assert torch.allclose(compiled(images), plain, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_also_saved_between_epochs(tiny_config, monkeypatch):
     config = tiny_config(checkpoint_minutes=1e-9)
     config.output_dir.mkdir()

@@ -37,7 +37,7 @@ def test_sgd_steps_as_written_out(tiny_config):
 
 
 def test_lars_scales_a_layer_by_trust_and_not_a_bias(tiny_config):
-    """One step without momentum: the weight moves by lr · 0.001 · ‖w‖ whatever its gradient's size, the bias by lr · grad."""
+    """Without momentum the weight moves by lr · 0.001 · ‖w‖ whatever its gradient's size, the bias by lr · grad."""
     moves = []
     for size in (1.0, 1000.0):
         torch.manual_seed(0)

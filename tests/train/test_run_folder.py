@@ -1,4 +1,4 @@
-"""train/folder.py: one run at a time in a folder, and no run where its checkpoints have no room."""
+"""train/run_folder.py: one run at a time in a folder, and no run where its checkpoints have no room."""
 
 import shutil
 import threading

@@ -11,6 +11,7 @@ from train import threads
 from train.errors import InputError
 
 
+@pytest.mark.slow
 def test_pools_that_are_loaded_later_obey_too():
     """In a process of its own: here scikit-learn is long loaded."""
     script = """

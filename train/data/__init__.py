@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train.data import cifar10
 from train.config import Config
+from train.data import cifar10
 from train.errors import InputError
 
 
@@ -25,8 +25,13 @@ class Images:
 
     def to(self, device: str) -> Images:
         """The same with every tensor on `device`: even CIFAR-10 is only 180 MB, so a step never waits for a copy."""
-        return Images(self.train_images.to(device), self.train_labels.to(device), self.test_images.to(device),
-                      self.test_labels.to(device), self.classes)
+        return Images(
+            self.train_images.to(device),
+            self.train_labels.to(device),
+            self.test_images.to(device),
+            self.test_labels.to(device),
+            self.classes,
+        )
 
 
 def load(config: Config) -> Images:
@@ -40,11 +45,18 @@ def load(config: Config) -> Images:
         if config.download:
             cifar10.download(config.data_dir)
         data = Images(*cifar10.load(config.data_dir, config.num_train, config.num_test), cifar10.CLASSES)
-    data = Images(data.train_images[:config.num_train], data.train_labels[:config.num_train],
-                  data.test_images[:config.num_test], data.test_labels[:config.num_test], data.classes)
+    data = Images(
+        data.train_images[: config.num_train],
+        data.train_labels[: config.num_train],
+        data.test_images[: config.num_test],
+        data.test_labels[: config.num_test],
+        data.classes,
+    )
     if len(data.train_images) < config.batch_size:
-        raise InputError(f"--batch-size was {config.batch_size}, expected at most the {len(data.train_images)} "
-                         f"training images in use.")
+        raise InputError(
+            f"--batch-size was {config.batch_size}, expected at most the {len(data.train_images)} "
+            f"training images in use."
+        )
     return data
 
 

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from train.config import Config
 
-
 OF_THE_BATCH = ("order", "forward_input_shape")
 """kornia's parameters that are not one per image: in which order colours are changed, and a shape to undo crops by."""
 

@@ -36,20 +36,25 @@ def load(data_dir: Path, num_train: int | None = None, num_test: int | None = No
     """
     data_dir = Path(data_dir)
     if not data_dir.is_dir():
-        raise InputError(f"--data-dir was {data_dir}, expected an existing folder with CIFAR-10 "
-                         f"(--download fetches it there).")
+        raise InputError(
+            f"--data-dir was {data_dir}, expected an existing folder with CIFAR-10 (--download fetches it there)."
+        )
     if (layout := _find(data_dir)) is not None:
         read, folder = layout
         return *read(folder, "train", num_train), *read(folder, "test", num_test)
-    raise InputError(f"--data-dir was {data_dir}, expected it to hold data_batch_1.bin (binary layout), data_batch_1 "
-                     f"(python layout) or train/CLASS/*.jpg, or a folder cifar-10-batches-bin or cifar-10-batches-py.")
+    raise InputError(
+        f"--data-dir was {data_dir}, expected it to hold data_batch_1.bin (binary layout), data_batch_1 "
+        f"(python layout) or train/CLASS/*.jpg, or a folder cifar-10-batches-bin or cifar-10-batches-py."
+    )
 
 
 def _find(data_dir: Path):
     """The reader and the folder of the first layout found in `data_dir` or in its usual subfolder, else None."""
-    for read, usual_name, marker in ((_read_binary, "cifar-10-batches-bin", "data_batch_1.bin"),
-                                     (_read_pickle, "cifar-10-batches-py", "data_batch_1"),
-                                     (_read_folders, "CIFAR-10-images", "train")):
+    for read, usual_name, marker in (
+        (_read_binary, "cifar-10-batches-bin", "data_batch_1.bin"),
+        (_read_pickle, "cifar-10-batches-py", "data_batch_1"),
+        (_read_folders, "CIFAR-10-images", "train"),
+    ):
         for folder in (data_dir, data_dir / usual_name):
             if (folder / marker).exists():
                 return read, folder
@@ -58,7 +63,7 @@ def _find(data_dir: Path):
 
 def _file_names(split: str, count: int | None) -> list[str]:
     names = TRAIN_FILES if split == "train" else TEST_FILES
-    return names if count is None else names[:-(-count // IMAGES_PER_FILE)]
+    return names if count is None else names[: -(-count // IMAGES_PER_FILE)]
 
 
 def _read_binary(folder: Path, split: str, count: int | None) -> Split:
@@ -78,8 +83,13 @@ def _read_binary(folder: Path, split: str, count: int | None) -> Split:
 class _PlainUnpickler(pickle.Unpickler):
     """Unpickles arrays, bytes, numbers and containers only: a pickle may otherwise run any code it likes."""
 
-    ALLOWED = {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
-               ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+    ALLOWED = {
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+    }
 
     def find_class(self, module: str, name: str):
         if (module, name) not in self.ALLOWED:
@@ -96,10 +106,23 @@ def load_plain_pickle(path: Path) -> object:
         with path.open("rb") as file:
             return _PlainUnpickler(file, encoding="bytes").load()
     # A damaged pickle can fail anywhere in the interpreter of its opcodes, hence the long list.
-    except (pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, KeyError, IndexError, AttributeError,
-            ImportError, OverflowError, MemoryError) as error:
-        raise InputError(f"{path} could not be read ({error or type(error).__name__}), expected a whole CIFAR-10 "
-                         f"pickle of arrays, bytes and lists.") from None
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        ImportError,
+        OverflowError,
+        MemoryError,
+    ) as error:
+        raise InputError(
+            f"{path} could not be read ({error or type(error).__name__}), expected a whole CIFAR-10 "
+            f"pickle of arrays, bytes and lists."
+        ) from None
 
 
 def _read_pickle(folder: Path, split: str, count: int | None) -> Split:
@@ -128,8 +151,9 @@ def _read_folders(folder: Path, split: str, count: int | None) -> Split:
     for label, name in enumerate(CLASSES):
         found = sorted(p for p in (folder / split / name).glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
         if not found:
-            raise InputError(f"{folder / split / name} holds no .jpg or .png file, expected the images of class "
-                             f"{name}.")
+            raise InputError(
+                f"{folder / split / name} holds no .jpg or .png file, expected the images of class {name}."
+            )
         files += [(path, label) for path in found]
     order = np.random.default_rng(0).permutation(len(files))[:count]
     pixels = np.empty((len(order), 3, 32, 32), dtype=np.uint8)
@@ -148,8 +172,10 @@ def _read_folders(folder: Path, split: str, count: int | None) -> Split:
 
 def _tensors(folder: Path, pixels: np.ndarray, labels: np.ndarray) -> Split:
     if labels.min() < 0 or labels.max() >= len(CLASSES):
-        raise InputError(f"{folder} holds a label {labels.max() if labels.min() >= 0 else labels.min()}, "
-                         f"expected labels from 0 to {len(CLASSES) - 1}.")
+        raise InputError(
+            f"{folder} holds a label {labels.max() if labels.min() >= 0 else labels.min()}, "
+            f"expected labels from 0 to {len(CLASSES) - 1}."
+        )
     images = torch.from_numpy(np.ascontiguousarray(pixels).reshape(-1, 3, 32, 32))
     return images, torch.from_numpy(labels.astype(np.int64))
 
@@ -177,10 +203,14 @@ def download(data_dir: Path) -> None:
         with tarfile.open(partial) as archive:
             archive.extractall(data_dir, filter="data")
     except urllib.error.URLError as error:
-        raise InputError(f"{URL} could not be reached ({error.reason}), expected a network connection, or CIFAR-10 "
-                         f"already unpacked in --data-dir.") from None
+        raise InputError(
+            f"{URL} could not be reached ({error.reason}), expected a network connection, or CIFAR-10 "
+            f"already unpacked in --data-dir."
+        ) from None
     except (OSError, tarfile.TarError) as error:
-        raise InputError(f"The download of {URL} to {data_dir} failed ({error}), expected a steady connection and a "
-                         f"folder that can be written.") from None
+        raise InputError(
+            f"The download of {URL} to {data_dir} failed ({error}), expected a steady connection and a "
+            f"folder that can be written."
+        ) from None
     finally:
         partial.unlink(missing_ok=True)

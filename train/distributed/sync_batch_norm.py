@@ -92,18 +92,10 @@ class _Normalise(Function):
         wide = _wide(x)
         # With mean and variance as constants: the first part of the gradient of x, Σ g x̂ and Σ g of the own rows.
         if len(x):
-            grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-                _wide(grad),
-                wide,
-                weight,
-                mean.to(wide.dtype),
-                variance.to(wide.dtype),
-                None,
-                None,
-                False,
-                ctx.eps,
-                [True, True, True],
-            )
+            backward = torch.ops.aten.native_batch_norm_backward
+            running = (mean.to(wide.dtype), variance.to(wide.dtype))
+            found = backward(_wide(grad), wide, weight, *running, None, None, False, ctx.eps, [True, True, True])
+            grad_x, grad_weight, grad_bias = found
         else:  # which that kernel divides by
             grad_x, grad_weight, grad_bias = wide, *wide.new_zeros(2, x.shape[1])
         sums = torch.stack([grad_weight, grad_bias]).double()

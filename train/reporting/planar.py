@@ -79,16 +79,8 @@ def _draw(axes: Axes, source: Source) -> None:
     palette = matplotlib.colormaps["tab10" if count <= 10 else "tab20"]
     for number, name in enumerate(source.classes):
         axes.scatter(*places[labels == number].T, s=5, lw=0, color=palette(number), label=name)
-    axes.legend(
-        fontsize=7,
-        markerscale=2.5,
-        frameon=False,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.02),
-        ncols=5,
-        columnspacing=0.8,
-        handletextpad=0.1,
-    )
+    below = dict(loc="upper center", bbox_to_anchor=(0.5, -0.02), frameon=False)
+    axes.legend(fontsize=7, markerscale=2.5, ncols=5, columnspacing=0.8, handletextpad=0.1, **below)
     return None
 
 

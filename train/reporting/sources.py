@@ -131,22 +131,10 @@ def from_folder(folder: Path, name: str) -> Source:
             f"older run, give {folder / CHECKPOINT_FILE})."
         )
     summary, config = read_json(folder / SUMMARY_FILE), read_json(folder / CONFIG_FILE)
-    content = arrays.load(folder / EMBEDDINGS_FILE)
-    history = _rows(folder / METRICS_FILE)
-    return Source(
-        name,
-        content.embeddings,
-        summary,
-        config,
-        history,
-        summary.get("levels", {}),
-        content.features,
-        content.clusters,
-        content.labels,
-        content.classes,
-        content.view_clusters,
-        {"history": NO_EPOCH} | dict.fromkeys(("clusters", "labels"), f"its {EMBEDDINGS_FILE} holds none"),
-    )
+    parts, history = _parts(arrays.load(folder / EMBEDDINGS_FILE)), _rows(folder / METRICS_FILE)
+    absent = {"history": NO_EPOCH} | dict.fromkeys(("clusters", "labels"), f"its {EMBEDDINGS_FILE} holds none")
+    levels = summary.get("levels", {})
+    return Source(name, summary=summary, config=config, history=history, levels=levels, absent=absent, **parts)
 
 
 def from_checkpoint(path: Path, name: str, data_dir: Path | None, device: str) -> Source:
@@ -156,36 +144,20 @@ def from_checkpoint(path: Path, name: str, data_dir: Path | None, device: str) -
 
     config, data, method, history = evaluate.restore(path, data_dir, device)
     summary, test = evaluate.judge(config, data, method)
-    return Source(
-        name,
-        test.embeddings,
-        summary,
-        config.to_dict(),
-        history,
-        method.lines(),
-        test.features,
-        test.clusters,
-        data.test_labels.cpu(),
-        list(data.classes),
-        test.view_clusters,
-        {"history": NO_EPOCH},
-    )
+    parts = {**vars(test), "labels": data.test_labels.cpu(), "classes": list(data.classes)}
+    run = {"config": config.to_dict(), "history": history, "levels": method.lines(), "absent": {"history": NO_EPOCH}}
+    return Source(name, summary=summary, **parts, **run)
 
 
 def from_array(content: arrays.Content, name: str) -> Source:
     """An array of embeddings: every measure that it allows, and the reasons for the others."""
     summary, absent = arrays.measure(content)
-    return Source(
-        name,
-        content.embeddings,
-        summary,
-        features=content.features,
-        clusters=content.clusters,
-        labels=content.labels,
-        classes=content.classes,
-        view_clusters=content.view_clusters,
-        absent=absent,
-    )
+    return Source(name, summary=summary, absent=absent, **_parts(content))
+
+
+def _parts(content: arrays.Content) -> dict[str, Any]:
+    names = ("embeddings", "features", "clusters", "labels", "classes", "view_clusters")
+    return {name: getattr(content, name) for name in names}
 
 
 def _rows(path: Path) -> list[dict[str, float]]:

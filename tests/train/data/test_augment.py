@@ -1,12 +1,13 @@
-"""train/augment.py: parameters per image, the same draws from the same seed, and the share of images each step touches."""
+"""train/data/augment.py: parameters per image, the same draws from the same seed, the share of images that steps touch."""
 
 import pytest
 import torch
 
 from train.data.augment import TwoViews
 
-PLAIN = dict(crop_scale=(1.0, 1.0), rotation=0.0, jitter=(0.0, 0.0, 0.0, 0.0), grey_prob=0.0, flip_prob=0.0,
-             solarise_prob=0.0)
+PLAIN = dict(
+    crop_scale=(1.0, 1.0), rotation=0.0, jitter=(0.0, 0.0, 0.0, 0.0), grey_prob=0.0, flip_prob=0.0, solarise_prob=0.0
+)
 
 
 @pytest.fixture
@@ -90,9 +91,10 @@ def test_jitter_touches_its_share(tiny_config, image):
 
 def test_small_crops_show_less_of_the_image(tiny_config, image):
     """The red channel is a ramp, so its range in a view is the share of the width that the crop kept."""
+
     def kept(scale):
         first, _ = views(tiny_config(**PLAIN | {"crop_scale": scale}), image.expand(500, -1, -1, -1))
         return float((first[:, 0].amax((1, 2)) - first[:, 0].amin((1, 2))).mean()) / (220 / 255)
 
-    assert kept((0.08, 0.081)) == pytest.approx(0.08 ** 0.5, rel=0.15)
-    assert kept((0.49, 0.5)) == pytest.approx(0.5 ** 0.5, rel=0.15)
+    assert kept((0.08, 0.081)) == pytest.approx(0.08**0.5, rel=0.15)
+    assert kept((0.49, 0.5)) == pytest.approx(0.5**0.5, rel=0.15)

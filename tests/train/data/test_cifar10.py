@@ -1,4 +1,4 @@
-"""train/cifar10.py: three layouts of the same images, damaged files, pickles that want more than data, the download."""
+"""train/data/cifar10.py: three layouts, damaged files, pickles that want more than data, the download."""
 
 import hashlib
 import pickle
@@ -59,10 +59,12 @@ def write_folders(folder, arrays):
     return folder
 
 
-@pytest.mark.parametrize("write, below", [(write_binary, "cifar-10-batches-bin"), (write_pickle, "cifar-10-batches-py"),
-                                          (write_binary, "."), (write_pickle, ".")])
-def test_files_give_the_images_back_in_order(tmp_path, arrays, write, below):
-    write(tmp_path / "data" / below if below != "." else tmp_path / "data", arrays)
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize(
+    "write, usual", [(write_binary, "cifar-10-batches-bin"), (write_pickle, "cifar-10-batches-py")]
+)
+def test_files_give_the_images_back_in_order(tmp_path, arrays, write, usual, inside):
+    write(tmp_path / "data" / usual if inside else tmp_path / "data", arrays)
     train_x, train_y, test_x, test_y = cifar10.load(tmp_path / "data")
     pixels, labels = arrays
     assert train_x.dtype == torch.uint8 and train_y.dtype == torch.int64
@@ -131,11 +133,16 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, arra
     assert trace.exists(), "the payload is harmless, so refusing it proves nothing"
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda b: b.pop(b"data"), "b'data' as uint8"), (lambda b: b.update({b"data": b[b"data"][:, :-1]}), "shape"),
-    (lambda b: b.update({b"data": b[b"data"].astype(float)}), "uint8"), (lambda b: b[b"labels"].pop(), "20 integers"),
-    (lambda b: b.update({b"labels": [10] * PER_FILE}), "a label 10, expected labels from 0 to 9"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda b: b.pop(b"data"), "b'data' as uint8"),
+        (lambda b: b.update({b"data": b[b"data"][:, :-1]}), "shape"),
+        (lambda b: b.update({b"data": b[b"data"].astype(float)}), "uint8"),
+        (lambda b: b[b"labels"].pop(), "20 integers"),
+        (lambda b: b.update({b"labels": [10] * PER_FILE}), "a label 10, expected labels from 0 to 9"),
+    ],
+)
 def test_pickles_with_the_wrong_content(tmp_path, arrays, change, words):
     folder = write_pickle(tmp_path / "data", arrays)
     batch = pickle.loads((folder / "data_batch_1").read_bytes())

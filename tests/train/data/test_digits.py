@@ -1,4 +1,4 @@
-"""train/data.py: the digits, the cuts, and too few images for a batch."""
+"""train/data/__init__.py: the digits, the cuts, and too few images for a batch."""
 
 import pytest
 import torch
@@ -26,7 +26,9 @@ def test_digits_fill_the_range_in_three_equal_channels():
 
 def test_counts_cut_from_the_start(tiny_config):
     part, whole = data.load(tiny_config()), data.digits()
-    assert torch.equal(part.train_images, whole.train_images[:96]) and torch.equal(part.test_labels, whole.test_labels[:60])
+    assert torch.equal(part.train_images, whole.train_images[:96]) and torch.equal(
+        part.test_labels, whole.test_labels[:60]
+    )
 
 
 def test_a_batch_larger_than_the_data_is_an_error(tiny_config):

@@ -1,4 +1,4 @@
-"""train/sync_batch_norm.py: over gloo processes with parts of a batch it is nn.BatchNorm of the whole batch."""
+"""train/distributed/sync_batch_norm.py: over processes with parts of a batch it is that of the whole batch."""
 
 import itertools
 

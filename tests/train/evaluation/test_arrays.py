@@ -1,4 +1,4 @@
-"""train/arrays.py: what is read from NumPy files, what is rejected and in which words, what is measured."""
+"""train/evaluation/arrays.py: what is read from NumPy files, what is rejected and in which words, what is measured."""
 
 import numpy as np
 import pytest
@@ -26,40 +26,18 @@ def test_a_bare_array_is_read_and_measured(tmp_path):
     assert summary["effective_rank"] == collapse.effective_rank(torch.from_numpy(h))
     assert summary["mixture_scatter_10"] == collapse.mixture_measures(torch.from_numpy(h))["mixture_scatter_10"]
     assert (summary["test_images"], summary["num_features"]) == (N, F)
-    assert set(absent) == {
-        "linear_probe",
-        "knn",
-        "history",
-        "effective_rank_features",
-        "kmeans_nmi",
-        "labels",
-        "nmi",
-        "ami",
-        "within_class_scatter",
-        "clusters",
-        "codes_used",
-        "perplexity",
-        "view_agreement",
-        "num_clusters",
-        "num_classes",
-    }
+    assert set(absent) == set(
+        "linear_probe knn history effective_rank_features kmeans_nmi labels nmi ami within_class_scatter clusters "
+        "codes_used perplexity view_agreement num_clusters num_classes".split()
+    )
     assert not set(absent) & set(summary)
 
 
 def test_everything_in_a_npz_file_is_measured(tmp_path):
     h, y = run_folders.collapsed(), run_folders.labels()
-    content = arrays.load(
-        saved(
-            tmp_path,
-            embeddings=h,
-            features=h[:, :4],
-            clusters=y * 5,
-            labels=y,
-            classes=np.array(run_folders.CLASSES),
-            num_clusters=16,
-            view_clusters=np.stack([y, np.zeros_like(y)]),
-        )
-    )
+    clusters = dict(clusters=y * 5, num_clusters=16, view_clusters=np.stack([y, np.zeros_like(y)]))
+    path = saved(tmp_path, embeddings=h, features=h[:, :4], labels=y, classes=np.array(run_folders.CLASSES), **clusters)
+    content = arrays.load(path)
     summary, absent = arrays.measure(content)
     assert set(absent) == {"linear_probe", "knn", "history"}
     assert summary["nmi"] == summary["ami"] == pytest.approx(1) and summary["kmeans_nmi"] == pytest.approx(1)
@@ -100,19 +78,13 @@ def with_nan(row):
         (bad("embeddings", with_nan(17)), "had 2 rows with NaN or infinity in float32, the first of them row 17,"),
         (bad("embeddings", np.full((N, F), 1e300)), "had 60 rows with NaN or infinity in float32"),
         (bad("features", np.ones((N - 1, 4))), "features in {path} had shape (59, 4), expected (60, width)"),
-        (
-            bad("labels", np.zeros(N - 3, int)),
-            "labels in {path} had shape (57,), expected (60,), one for each embedding.",
-        ),
+        (bad("labels", np.zeros(57, int)), "labels in {path} had shape (57,), expected (60,), one for each embedding."),
         (bad("labels", np.zeros(N)), "labels in {path} had type float64, expected whole numbers."),
         (bad("labels", np.full(N, -1)), "labels in {path} went down to -1, expected numbers of at least 0."),
         (bad("classes", np.array(["a", "b"])), "labels in {path} went up to 2, expected numbers below 2,"),
         (bad("classes", np.arange(3)), "classes in {path} had type int64 and shape (3,), expected (K,) strings."),
         (bad("view_clusters", np.zeros(N, int)), "view_clusters in {path} had shape (60,), expected (2, 60)"),
-        (
-            bad("clusters", np.full(N, 9)) | {"num_clusters": 9},
-            "clusters in {path} went up to 9, expected numbers below",
-        ),
+        (bad("clusters", np.full(N, 9)) | {"num_clusters": 9}, "clusters in {path} went up to 9, expected numbers"),
         (bad("num_clusters", np.ones(2, int)), "num_clusters in {path} had shape (2,), expected (), a single number."),
         ({"h": np.ones((N, F))}, "{path} held none of the arrays that are read, expected an array named embeddings"),
     ],

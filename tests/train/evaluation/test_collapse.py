@@ -1,4 +1,4 @@
-"""train/collapse.py: embeddings collapsed in one way each, and embeddings that are not."""
+"""train/evaluation/collapse.py: embeddings collapsed in one way each, and embeddings that are not."""
 
 import math
 

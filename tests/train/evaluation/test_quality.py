@@ -1,4 +1,4 @@
-"""train/quality.py: cases whose answer is known, and the same functions at chance level on shuffled labels."""
+"""train/evaluation/quality.py: cases whose answer is known, and chance level on shuffled labels."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""train/verdicts.py: the edges of each threshold, embeddings with one collapse each, and what cannot be judged."""
+"""train/evaluation/verdicts.py: edges of the thresholds, one collapse at a time, and what cannot be judged."""
 
 import math
 
@@ -8,16 +8,8 @@ import torch
 from train.evaluation import collapse, verdicts
 
 N, F, CLASSES = 600, 32, 10
-SOUND = {
-    "embedding_std": 0.17,
-    "perplexity": 100.0,
-    "effective_rank": 30.0,
-    "mixture_scatter_10": 0.9,
-    "num_features": F,
-    "num_clusters": 1000,
-    "num_classes": CLASSES,
-    "test_images": N,
-}
+COUNTS = {"num_features": F, "num_clusters": 1000, "num_classes": CLASSES, "test_images": N}
+SOUND = COUNTS | {"embedding_std": 0.17, "perplexity": 100.0, "effective_rank": 30.0, "mixture_scatter_10": 0.9}
 EDGES = [
     ("representation", "embedding_std", 0.5 / math.sqrt(F)),
     ("cluster", "perplexity", 20.0),
@@ -86,12 +78,8 @@ def test_each_shape_shows_its_collapses_and_no_others(name):
         "effective_rank": collapse.effective_rank(h),
         "perplexity": collapse.perplexity(collapse.code_counts(clusters)),
         "mixture_scatter_10": collapse.mixture(h, 10)[0],
-        "num_features": F,
-        "num_clusters": 1000,
-        "num_classes": CLASSES,
-        "test_images": N,
     }
-    assert collapsed(summary) == expected
+    assert collapsed(summary | COUNTS) == expected
 
 
 @pytest.mark.parametrize("missing", [*(measure for _, measure, _ in EDGES), "num_clusters"])
@@ -104,16 +92,11 @@ def test_what_is_missing_or_not_finite_is_not_judged(missing, value):
     assert [v.collapse for v in verdicts.judge(without).values() if v.collapsed is None] == [unjudged[0].collapse]
 
 
-@pytest.mark.parametrize(
-    "name, changes",
-    [
-        ("cluster", {"num_clusters": 1}),
-        ("cluster", {"test_images": 1}),
-        ("dimensional", {"num_features": 4}),
-        ("intracluster", {"num_features": 2}),
-        ("intracluster", {"num_features": 1}),
-    ],
-)
-def test_where_the_measure_could_say_one_thing_only_nothing_is_said(name, changes):
-    assert verdicts.judge(SOUND | changes)[name].collapsed is None
+POINTLESS = [("cluster", "num_clusters", 1), ("cluster", "test_images", 1), ("dimensional", "num_features", 4)]
+POINTLESS += [("intracluster", "num_features", f) for f in (1, 2)]
+
+
+@pytest.mark.parametrize("name, count, value", POINTLESS)
+def test_where_the_measure_could_say_one_thing_only_nothing_is_said(name, count, value):
+    assert verdicts.judge(SOUND | {count: value})[name].collapsed is None
     assert verdicts.judge({})[name].collapsed is None

@@ -31,14 +31,9 @@ def test_options_reach_the_loss(tiny_config, changes):
     temperature = cpk.default_temperature(16, 64, embedding=config.embedding, batch_size=32, eps=config.eps)
     h1, h2 = views()
     loss, terms = build(config).loss(h1, h2)
-    expected = cpk.reference.cplearn_loss(
-        h1.double(),
-        h2.double(),
-        family(16, 64, seed=config.seed),
-        temperature=temperature,
-        beta=config.beta,
-        prior=config.prior,
-    )
+    options = dict(temperature=temperature, beta=config.beta, prior=config.prior)
+    dictionary = family(16, 64, seed=config.seed)
+    expected = cpk.reference.cplearn_loss(h1.double(), h2.double(), dictionary, **options)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert loss.item() == pytest.approx(terms["prior"].item() + config.beta * terms["invariance"].item(), rel=1e-5)
 

@@ -1,4 +1,6 @@
-"""train/figures.py and train/planar.py: every picture shows its data, or says why it cannot."""
+"""train/reporting/figures.py and planar.py: every picture shows its data, or says why it cannot."""
+
+import json
 
 import pytest
 import run_folders
@@ -7,9 +9,8 @@ import torch
 from train.reporting import figures, planar
 from train.reporting.sources import Source
 
-HISTORY = [
-    {"epoch": i, "step": 3 * i, "lr": 0.1, "loss": 5.0 - i, "prior": 1.0 * i, "invariance": 4.0 - i} for i in (1, 2)
-]
+HISTORY = [json.loads(line) for line in run_folders.METRICS.splitlines()]
+EYE = torch.eye(4)
 
 
 def source(h, name="run", **parts):
@@ -28,37 +29,22 @@ def said(axes):
     return " ".join(text.get_text().replace("\n", " ") for text in axes.texts)
 
 
-def test_each_loss_is_drawn_with_its_own_levels():
+def test_each_loss_is_drawn_with_its_own_levels_and_a_missing_one_says_so():
+    levels, why = {"log c": 9.7, "floor": 4.9}, "an array has no history of training"
     other = [{"epoch": 1, "loss": 9.0}, {"epoch": 2, "loss": 8.0}]
-    figure = figures.losses(
-        [
-            source(torch.eye(4), "a", history=HISTORY, levels={"log c": 9.7, "floor": 4.9}),
-            source(torch.eye(4), "b", history=other),
-        ]
-    )
-    first, second = figure.axes
+    sources = [source(EYE, "a", history=HISTORY, levels=levels), source(EYE, "b", history=other)]
+    first, second, third = figures.losses([*sources, source(EYE, "c", absent={"history": why})]).axes
     assert [set(line.get_ydata()) for line in first.get_lines()] == [{4.0, 3.0}, {9.7}, {4.9}]
     assert {"log c = 9.70", "floor = 4.90"} <= set(legend(first)) and first.get_title() == "a"
     assert [list(line.get_ydata()) for line in second.get_lines()] == [[9.0, 8.0]] and second.get_title() == "b"
-
-
-def test_a_run_without_history_says_so_beside_one_with():
-    figure = figures.losses(
-        [
-            source(torch.eye(4), "a", history=HISTORY),
-            source(torch.eye(4), "b", absent={"history": "an array has no history of training"}),
-        ]
-    )
-    assert said(figure.axes[0]) == "" and said(figure.axes[1]) == "an array has no history of training"
+    assert said(first) == "" and said(third) == why
 
 
 def test_terms_are_drawn_by_name():
-    (axes,) = figures.terms([source(torch.eye(4), history=HISTORY)]).axes
-    assert {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()} == {
-        "prior": [1.0, 2.0],
-        "invariance": [3.0, 2.0],
-    }
-    (axes,) = figures.terms([source(torch.eye(4), history=[{"epoch": 1, "loss": 2.0}])]).axes
+    (axes,) = figures.terms([source(EYE, history=HISTORY)]).axes
+    found = {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
+    assert found == {"prior": [1.0, 2.0], "invariance": [3.0, 2.0]}
+    (axes,) = figures.terms([source(EYE, history=[{"epoch": 1, "loss": 2.0}])]).axes
     assert said(axes) == "the loss has no terms of its own"
 
 
@@ -103,13 +89,9 @@ def test_products_of_coordinates_are_scaled_and_cut():
 def test_products_of_samples_are_sorted_by_class_or_else_by_cluster_or_refused():
     h, labels = torch.eye(2)[torch.arange(40) % 2] * 3, torch.arange(40) % 2
     reasons = {"labels": "the array holds no labels"}
-    figure = figures.sample_products(
-        [
-            source(h, "a", labels=labels, classes=["odd", "even"]),
-            source(h, "b", clusters=labels + 5, absent=reasons),
-            source(h, "c", absent=reasons),
-        ]
-    )
+    labelled = source(h, "a", labels=labels, classes=["odd", "even"])
+    clustered = source(h, "b", clusters=labels + 5, absent=reasons)
+    figure = figures.sample_products([labelled, clustered, source(h, "c", absent=reasons)])
     by_class, by_cluster = matrices(figure)[:2]
     for blocks in (by_class, by_cluster):
         assert blocks.shape == (40, 40) and blocks[:20, :20].min() == 1 and blocks[:20, 20:].max() == 0
@@ -127,21 +109,14 @@ def test_large_similarity_matrices_are_thinned_evenly():
 
 
 def test_mixtures_are_drawn_against_the_number_of_components():
-    summary = {
-        "mixture_scatter_100": 0.3,
-        "mixture_scatter_10": 0.6,
-        "mixture_scatter_50": 0.4,
-        "mixture_entropy_10": -9.0,
-    }
-    sources = [
-        source(torch.eye(4), "a", summary=summary),
-        source(torch.eye(4), "b", summary={"mixture_scatter_10": 0.05}),
-    ]
+    scatters = {"mixture_scatter_100": 0.3, "mixture_scatter_10": 0.6, "mixture_scatter_50": 0.4}
+    other = source(EYE, "b", summary={"mixture_scatter_10": 0.05})
+    sources = [source(EYE, "a", summary=scatters | {"mixture_entropy_10": -9.0}), other]
     (axes,) = figures.mixture_scatters(sources, 0.1).axes
     first, second, level = axes.get_lines()
     assert list(first.get_xdata()) == [10, 50, 100] and list(first.get_ydata()) == [0.6, 0.4, 0.3]
     assert list(second.get_ydata()) == [0.05] and set(level.get_ydata()) == {0.1}
-    (axes,) = figures.mixture_scatters([source(torch.eye(4))], None).axes
+    (axes,) = figures.mixture_scatters([source(EYE)], None).axes
     assert said(axes) == "a mixture of 10 takes at least 50 rows, and there are 4"
 
 
@@ -184,7 +159,7 @@ def test_what_has_no_map_says_so():
     assert planar.obstacle(torch.ones(20, 4)) == "all embeddings are one point: there is nothing to map"
     # Multiples of a row are one point on the sphere, and so are rows that differ by rounding.
     assert planar.obstacle(torch.ones(20, 4) * torch.arange(1, 21)[:, None] / 7) is not None
-    assert planar.obstacle(torch.eye(4)) == "a map takes at least 5 embeddings, and there are 4"
+    assert planar.obstacle(EYE) == "a map takes at least 5 embeddings, and there are 4"
     assert planar.obstacle(torch.ones(9, 1)) == "embeddings of one coordinate need no map"
     assert planar.obstacle(torch.eye(9)) is None
     (axes,) = planar.maps([source(torch.ones(20, 4))]).axes

@@ -1,4 +1,4 @@
-"""train/sources.py: each kind of RUN is read, names differ, and what cannot be used is said."""
+"""train/reporting/sources.py: each kind of RUN is read, names differ, and what cannot be used is said."""
 
 import json
 

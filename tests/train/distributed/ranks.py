@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import socket
@@ -14,6 +15,14 @@ context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["train.__main__", "sklearn.cluster", "sklearn.datasets", "sklearn.model_selection"])
 
 
+@functools.cache
+def server_is_ready():
+    """Its imports take seconds, many on a busy machine, which no limit of a test's should count."""
+    first = context.Process(target=int)
+    first.start()
+    first.join()
+
+
 class Ranks:
     """`world` processes of one run; use `wait` for their exit statuses, then `text(rank)` for what they printed.
 
@@ -21,6 +30,7 @@ class Ranks:
     """
 
     def __init__(self, folder: Path, options: list[str], act=None, world: int = 2) -> None:
+        server_is_ready()
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         with socket.socket() as free:
@@ -59,15 +69,9 @@ def _work(folder, options, act, rank, world, port):
     os.dup2(file, 2)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     if world > 1:
-        os.environ.update(
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE=str(world),
-            LOCAL_WORLD_SIZE=str(world),
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port),
-            OMP_NUM_THREADS="1",
-        )
+        numbers = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world, LOCAL_WORLD_SIZE=world, MASTER_PORT=port)
+        os.environ.update({name: str(number) for name, number in numbers.items()})
+        os.environ.update(MASTER_ADDR="127.0.0.1", OMP_NUM_THREADS="1")
     import torch
 
     import train.__main__ as program
