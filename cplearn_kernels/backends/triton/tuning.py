@@ -3,7 +3,7 @@
 The table is data (tuning.json): architecture -> kernel -> form -> {"rows": BM, "codes": BN, "warps",
 "stages"}; "how" says which entries were measured, counted, or taken from elsewhere; for "largest_block" and "verified"
 see below.
-`python -m bench.tune` measures candidates on a GPU, or counts instructions without one, and writes it.
+`python -m bench.gpu.tune` measures candidates on a GPU and writes it.
 """
 
 from __future__ import annotations
