@@ -8,13 +8,14 @@ SOURCES := setup.py pyproject.toml constraints.txt CMakeLists.txt $(shell find c
 # Machine code of the CUDA kernels, where nvcc is found. sm_90a, in a wheel, is sm_90 again: no kernel uses what it adds.
 CUDA_ARCHITECTURES ?= 80;90;100
 
-.PHONY: help env train test test-slow test-all bench sanitize test-aarch64 clean
+.PHONY: help env train test test-slow test-all lint bench sanitize test-aarch64 clean
 
 help:
 	@echo "make train   environment, build, a training run on the digits, report in $(OUTPUT)/report.html"
 	@echo "make test    environment, build, and of every kind of test the quick ones, in two processes: 6 minutes on two cores"
 	@echo "make test-slow   the tests that make test leaves out"
 	@echo "make test-all    both in one run"
+	@echo "make lint    ruff's checks and format, and mypy over cplearn_kernels"
 	@echo "make bench   the benchmarks against eager PyTorch (a quiet machine; several minutes)"
 	@echo "make sanitize      the C++ test program under the address, undefined-behaviour and thread sanitizers"
 	@echo "make test-aarch64  the C++ test program built for 64-bit ARM and run by qemu-user"
@@ -31,7 +32,7 @@ $(STAMP): $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy
 	CMAKE_ARGS='-DCPLEARN_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)' $(BIN)/python -m pip install --quiet \
-		--disable-pip-version-check -c constraints.txt --editable '.[train,bench,test]'
+		--disable-pip-version-check -c constraints.txt --editable '.[train,bench,test,lint]'
 	touch $@
 
 train: env
@@ -49,6 +50,11 @@ test-slow: env
 
 test-all: env
 	$(PYTEST) $(ARGS)
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 bench: env
 	$(BIN)/python -m pytest bench/ --benchmark $(ARGS)

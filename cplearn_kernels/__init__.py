@@ -2,7 +2,7 @@
 
 import torch  # noqa: F401  first: it brings the OpenMP runtime that the compiled core then shares
 
-from . import reference
+from . import errors, reference
 from .backends import backends
 from .dictionary import DenseDictionary, Dictionary, HadamardDictionary, RademacherDictionary
 from .functional import (
@@ -15,7 +15,7 @@ from .functional import (
 )
 from .modules import CPLearnHead, CPLearnLoss
 from .temperature import default_temperature
-from .version import __version__
+from .version import __version__ as __version__
 
 __all__ = [
     "CPLearnHead",
@@ -28,6 +28,7 @@ __all__ = [
     "backends",
     "cplearn_loss",
     "default_temperature",
+    "errors",
     "expected_code",
     "mean_assignment",
     "projector_logsumexp",

@@ -5,13 +5,17 @@ from __future__ import annotations
 import functools
 import hashlib
 import struct
+from typing import Any, TypeAlias
 
 import torch
 
-from . import philox
+from . import bits, philox
+from .options import KINDS, Kind
 
-_IDENTITY_FORMAT = "<BBQQQ"  # bit-layout version, kind, num_features, num_codes, seed
-_KIND_NUMBERS = {"hadamard": 1, "rademacher": 2, "dense": 3}
+Device: TypeAlias = torch.device | str | int | None
+
+# Bit-layout version, place of the kind in KINDS from 1 on, num_features, num_codes, seed.
+_IDENTITY_FORMAT = "<BBQQQ"
 
 
 class Dictionary:
@@ -25,10 +29,10 @@ class Dictionary:
         weight: the `(f, c)` matrix of a dense dictionary, else None.
         signs: the matrix of a dense dictionary whose entries are all ±1, packed to bits, else None: int32 of shape
             `(c, ceil(f / 32))`, bit k mod 32 of word k div 32 set where coordinate k is -1.
-        first_code, total_codes: 0 and c; for a `CodeRange` where it begins and how many codes the whole dictionary has.
+        first_code, total_codes: 0 and c; for a range of codes where it begins, and c of the whole dictionary.
     """
 
-    kind: str
+    kind: Kind
     weight: torch.Tensor | None = None
     signs: torch.Tensor | None = None
     first_code: int = 0
@@ -44,10 +48,12 @@ class Dictionary:
 
     @property
     def block_size(self) -> int:
-        """Consecutive codes that are made together; a `CodeRange` begins at a multiple of it."""
+        """Consecutive codes that are made together; a range of codes begins at a multiple of it."""
         return 1
 
-    def to_dense(self, start: int = 0, stop: int | None = None, dtype=torch.float32, device=None) -> torch.Tensor:
+    def to_dense(
+        self, start: int = 0, stop: int | None = None, dtype: torch.dtype = torch.float32, device: Device = None
+    ) -> torch.Tensor:
         """Columns `start` … `stop - 1` of W as a matrix of shape `(num_features, stop - start)`.
 
         Args:
@@ -66,18 +72,16 @@ class Dictionary:
             raise ValueError(f"expected 0 <= start <= stop <= {self.num_codes}, got start={start}, stop={stop}")
         return self._columns(start, stop, dtype, device)
 
-    def to(self, device) -> Dictionary:
+    def to(self, device: Device) -> Dictionary:
         """This dictionary, ready for `device`. Only a dense dictionary holds anything that has to move."""
         return self
 
     def identity(self) -> bytes:
         """Bytes that two dictionaries share exactly when their codes are the same."""
-        kind = _KIND_NUMBERS[self.kind]
-        return struct.pack(
-            _IDENTITY_FORMAT, philox.BIT_LAYOUT_VERSION, kind, self.num_features, self.num_codes, self.seed
-        )
+        sizes = self.num_features, self.num_codes
+        return struct.pack(_IDENTITY_FORMAT, philox.BIT_LAYOUT_VERSION, KINDS.index(self.kind) + 1, *sizes, self.seed)
 
-    def _columns(self, start, stop, dtype, device) -> torch.Tensor:
+    def _columns(self, start: int, stop: int, dtype: torch.dtype, device: Device) -> torch.Tensor:
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -119,15 +123,14 @@ class HadamardDictionary(Dictionary):
         """int64 CPU tensor `(f,)`: the place of each coordinate inside a block."""
         return philox.injection(self.seed, self.num_features, self.block_size)
 
-    def _columns(self, start, stop, dtype, device):
+    def _columns(self, start: int, stop: int, dtype: torch.dtype, device: Device) -> torch.Tensor:
         block_size = self.block_size
         first_block, last_block = start // block_size, -(-stop // block_size)
         if first_block >= last_block:
             return torch.empty(self.num_features, 0, dtype=dtype, device=device)
-        bits = philox.sign_bits(
-            self.seed, philox.STREAM_HADAMARD_SIGNS, first_block, last_block, self.num_features, device
-        )
-        signs = (1 - 2 * bits).T.to(dtype)  # (f, blocks)
+        stream = philox.STREAM_HADAMARD_SIGNS
+        negative = philox.sign_bits(self.seed, stream, first_block, last_block, self.num_features, device)
+        signs = (1 - 2 * negative).T.to(dtype)  # (f, blocks)
         rows = _sylvester_rows(self.seed, self.num_features, block_size, dtype, torch.device(device or "cpu"))
         if last_block - first_block == 1:
             offset = first_block * block_size
@@ -154,9 +157,9 @@ class RademacherDictionary(Dictionary):
 
     kind = "rademacher"
 
-    def _columns(self, start, stop, dtype, device):
-        bits = philox.sign_bits(self.seed, philox.STREAM_RADEMACHER, start, stop, self.num_features, device)
-        return (1 - 2 * bits).T.to(dtype)
+    def _columns(self, start: int, stop: int, dtype: torch.dtype, device: Device) -> torch.Tensor:
+        negative = philox.sign_bits(self.seed, philox.STREAM_RADEMACHER, start, stop, self.num_features, device)
+        return (1 - 2 * negative).T.to(dtype)
 
 
 class DenseDictionary(Dictionary):
@@ -177,6 +180,7 @@ class DenseDictionary(Dictionary):
     """
 
     kind = "dense"
+    weight: torch.Tensor
 
     def __init__(self, weight: torch.Tensor):
         if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
@@ -191,7 +195,7 @@ class DenseDictionary(Dictionary):
         if bool((self.weight.abs() == 1).all()):
             self.signs = _packed_signs(self.weight)
 
-    def to(self, device) -> DenseDictionary:
+    def to(self, device: Device) -> DenseDictionary:
         signs = None if self.signs is None else self.signs.to(device)
         moved = object.__new__(DenseDictionary)
         moved.__dict__.update(self.__dict__, weight=self.weight.to(device), signs=signs)
@@ -202,51 +206,11 @@ class DenseDictionary(Dictionary):
         matrix = self.weight.to(device="cpu", dtype=torch.float32).contiguous().numpy()
         return super().identity() + hashlib.sha256(matrix.astype("<f4", copy=False).data).digest()
 
-    def _columns(self, start, stop, dtype, device):
+    def _columns(self, start: int, stop: int, dtype: torch.dtype, device: Device) -> torch.Tensor:
         return self.weight[:, start:stop].to(dtype=dtype, device=device)
 
     def __repr__(self) -> str:
         return f"DenseDictionary(num_features={self.num_features}, num_codes={self.num_codes})"
-
-
-class CodeRange(Dictionary):
-    """Codes `first_code` … `first_code + num_codes - 1` of a dictionary, numbered from 0: what one rank works on.
-
-    Args:
-        whole: the dictionary.
-        start, stop: 0 <= start < stop <= whole.num_codes, start a multiple of whole.block_size.
-
-    Raises:
-        ValueError: not such a range.
-    """
-
-    def __init__(self, whole: Dictionary, start: int, stop: int):
-        if not 0 <= start < stop <= whole.num_codes or start % whole.block_size != 0:
-            raise ValueError(
-                f"expected 0 <= start < stop <= {whole.num_codes} and start a multiple of {whole.block_size}, "
-                f"got start={start}, stop={stop}"
-            )
-        super().__init__(whole.num_features, stop - start, whole.seed)
-        self.kind, self.first_code, self._whole = whole.kind, start, whole
-        self.weight = None if whole.weight is None else whole.weight[:, start:stop]
-        self.signs = None if whole.signs is None else whole.signs[start:stop]
-
-    @property
-    def total_codes(self) -> int:
-        return self._whole.num_codes
-
-    @property
-    def block_size(self) -> int:
-        return self._whole.block_size
-
-    def identity(self) -> bytes:
-        raise NotImplementedError("a range of codes has no identity of its own: ask the whole dictionary")
-
-    def _columns(self, start, stop, dtype, device):
-        return self._whole._columns(self.first_code + start, self.first_code + stop, dtype, device)
-
-    def __repr__(self) -> str:
-        return f"codes {self.first_code} to {self.first_code + self.num_codes - 1} of {self._whole!r}"
 
 
 def describe_identity(identity: bytes) -> str:
@@ -255,7 +219,7 @@ def describe_identity(identity: bytes) -> str:
     if len(identity) < size:
         return f"{len(identity)} bytes that are no dictionary's identity"
     version, number, num_features, num_codes, seed = struct.unpack(_IDENTITY_FORMAT, identity[:size])
-    kind = {number: kind for kind, number in _KIND_NUMBERS.items()}.get(number, f"unknown kind {number}")
+    kind = KINDS[number - 1] if 1 <= number <= len(KINDS) else f"unknown kind {number}"
     text = f"{kind} dictionary, num_features={num_features}, num_codes={num_codes}, seed={seed}"
     digest = identity[size:].hex()
     return f"{text}, bit layout {version}" + (f", SHA-256 {digest[:12]}…" if digest else "")
@@ -264,14 +228,18 @@ def describe_identity(identity: bytes) -> str:
 def rebuild(
     kind: str, num_features: int, num_codes: int, seed: int, weight: torch.Tensor | None, signs: torch.Tensor | None
 ) -> Dictionary:
-    """The dictionary that the plain values of an operator call stand for; checks were made when it was first built."""
+    """The dictionary that the plain values of an operator call stand for; checks were made when it was first built.
+
+    The seed may be the signed integer of the same 64 bits.
+    """
     if kind == "dense":
+        assert weight is not None
         dense = object.__new__(DenseDictionary)
         Dictionary.__init__(dense, num_features, num_codes)
         dense.weight, dense.signs = weight, signs
         return dense
     cls = {"hadamard": HadamardDictionary, "rademacher": RademacherDictionary}[kind]
-    return cls(num_features, num_codes, seed)
+    return cls(num_features, num_codes, seed % (1 << 64))
 
 
 def _packed_signs(weight: torch.Tensor) -> torch.Tensor:
@@ -279,33 +247,30 @@ def _packed_signs(weight: torch.Tensor) -> torch.Tensor:
     num_features, num_codes = weight.shape
     words = -(-num_features // 32)
     packed = torch.empty(num_codes, words, dtype=torch.int32, device=weight.device)
-    shifts = torch.arange(32, dtype=torch.int64, device=weight.device)
     step = max(1, (1 << 20) // num_features)
     for start in range(0, num_codes, step):
-        bits = torch.nn.functional.pad((weight[:, start : start + step] < 0).T, (0, words * 32 - num_features))
-        word = (bits.unflatten(1, (words, 32)).long() << shifts).sum(2)
-        packed[start : start + step] = torch.where(word < 1 << 31, word, word - (1 << 32))
+        packed[start : start + step] = bits.packed((weight[:, start : start + step] < 0).T, words)
     return packed
 
 
 @functools.lru_cache(maxsize=4)
-def _sylvester_rows(seed, num_features, block_size, dtype, device) -> torch.Tensor:
+def _sylvester_rows(
+    seed: int, num_features: int, block_size: int, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
     """`(f, F)` matrix of (-1)^popcount(position(k) & r): one block without its signs."""
     places = philox.injection(seed, num_features, block_size).to(device)
     overlap = places[:, None] & torch.arange(block_size, device=device)[None, :]
-    for shift in (16, 8, 4, 2, 1):
-        overlap ^= overlap >> shift
-    return (1 - 2 * (overlap & 1)).to(dtype)
+    return (1 - 2 * bits.parity(overlap)).to(dtype)
 
 
-def _checked_int(name: str, value, low: int, high: int) -> int:
+def _checked_int(name: str, value: Any, low: int, high: int) -> int:
     _check_integer(name, value)
-    value = value.__index__()
-    if not low <= value <= high:
-        raise ValueError(f"{name}: expected {low} <= {name} <= {high}, got {value}")
-    return value
+    number = int(value.__index__())
+    if not low <= number <= high:
+        raise ValueError(f"{name}: expected {low} <= {name} <= {high}, got {number}")
+    return number
 
 
-def _check_integer(name: str, value) -> None:
+def _check_integer(name: str, value: Any) -> None:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name}: expected an integer, got {value!r}")

@@ -2,29 +2,58 @@
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
+from torch import Tensor
 
 from . import ops, reference, validation
-from .backends import check_name
 from .dictionary import Dictionary
-from .distributed import argument_check, groups
-from .distributed import loss as distributed
+from .distributed import groups
+from .distributed.argument_check import Call
+from .distributed.oracle import everyones_rows
+from .options import BackendName, Group, Prior, Rows
+from .reference import LossAndTerms
+
+
+@overload
+def cplearn_loss(
+    h1: Tensor, h2: Tensor, dictionary: Dictionary, *, temperature: float, beta: float = ..., prior: Prior = ...,
+    prior_probs: Tensor | None = ..., return_terms: Literal[False] = ..., process_group: Group = ..., rows: Rows = ...,
+    backend: BackendName | None = ...,
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def cplearn_loss(
+    h1: Tensor, h2: Tensor, dictionary: Dictionary, *, temperature: float, beta: float = ..., prior: Prior = ...,
+    prior_probs: Tensor | None = ..., return_terms: Literal[True], process_group: Group = ..., rows: Rows = ...,
+    backend: BackendName | None = ...,
+) -> LossAndTerms: ...  # fmt: skip
+
+
+@overload
+def cplearn_loss(
+    h1: Tensor, h2: Tensor, dictionary: Dictionary, *, temperature: float, beta: float = ..., prior: Prior = ...,
+    prior_probs: Tensor | None = ..., return_terms: bool, process_group: Group = ..., rows: Rows = ...,
+    backend: BackendName | None = ...,
+) -> Tensor | LossAndTerms: ...  # fmt: skip
 
 
 def cplearn_loss(
-    h1: torch.Tensor,
-    h2: torch.Tensor,
+    h1: Tensor,
+    h2: Tensor,
     dictionary: Dictionary,
     *,
     temperature: float,
     beta: float = 1.0,
-    prior: str = "reverse_kl",
-    prior_probs: torch.Tensor | None = None,
+    prior: Prior = "reverse_kl",
+    prior_probs: Tensor | None = None,
     return_terms: bool = False,
-    process_group=None,
-    rows: str = "sharded",
-    backend: str | None = None,
-):
+    process_group: Group = None,
+    rows: Rows = "sharded",
+    backend: BackendName | None = None,
+) -> Tensor | LossAndTerms:
     """The CPLearn loss of two views, symmetric in them, with memory that does not depend on the number of codes.
 
     With `P = softmax(h W / temperature)` per view and p̄ its mean over the batch,
@@ -70,12 +99,12 @@ def cplearn_loss(
         >>> cplearn_loss(h1, h2, d, temperature=default_temperature(128, 16384)).backward()
     """
 
-    def check():
+    def check() -> tuple[float, float]:
         validation.check_embeddings("h1", h1, dictionary)
         validation.check_embeddings("h2", h2, dictionary)
         validation.check_pair(h1, h2)
         validation.check_prior(prior, prior_probs, dictionary.num_codes)
-        check_name(backend)
+        validation.check_backend(backend)
         if prior_probs is not None and prior_probs.device != h1.device:
             raise ValueError(f"prior_probs: expected a tensor on {h1.device} like h1, got {prior_probs.device}")
         # Of the others the operator does it, which alone is there when a compiled function runs.
@@ -83,15 +112,15 @@ def cplearn_loss(
             validation.check_prior_values(prior, prior_probs)
         return validation.check_temperature(temperature), validation.check_beta(beta)
 
-    temperature, beta = _checked(check, process_group, rows)
+    temperature, beta = groups.checked(check, process_group, rows)
     if prior_probs is not None and prior_probs.requires_grad:
         prior_probs = prior_probs.detach()
     need_grad = torch.is_grad_enabled() and (h1.requires_grad or h2.requires_grad)
     if backend == "reference":
         if process_group is not None:
-            call = argument_check.Call("cplearn_loss", backend, dictionary, h1.dtype, rows, h1.shape[0], temperature, beta,
-                                  prior, prior_probs, need_grad=need_grad)  # fmt: skip
-            h1, h2 = _everyones_rows(process_group, call, [h1, h2])
+            call = Call("cplearn_loss", backend, dictionary, h1.dtype, rows, h1.shape[0], temperature, beta, prior,
+                        prior_probs, need_grad=need_grad)  # fmt: skip
+            h1, h2 = everyones_rows(process_group, call, [h1, h2])
         return reference.cplearn_loss(
             h1, h2, dictionary, temperature=temperature, beta=beta, prior=prior, prior_probs=prior_probs,
             return_terms=return_terms,
@@ -106,8 +135,8 @@ def cplearn_loss(
 
 
 def projector_softmax(
-    h: torch.Tensor, dictionary: Dictionary, *, temperature: float, backend: str | None = None
-) -> torch.Tensor:
+    h: Tensor, dictionary: Dictionary, *, temperature: float, backend: BackendName | None = None
+) -> Tensor:
     """`P = softmax(h W / temperature)` over the codes.
 
     Args:
@@ -130,8 +159,8 @@ def projector_softmax(
 
 
 def projector_logsumexp(
-    h: torch.Tensor, dictionary: Dictionary, *, temperature: float, backend: str | None = None
-) -> torch.Tensor:
+    h: Tensor, dictionary: Dictionary, *, temperature: float, backend: BackendName | None = None
+) -> Tensor:
     """`lse_i = log sum_j exp(h_i · w_j / temperature)`, natural logarithm.
 
     Args, Raises: as for `projector_softmax`.
@@ -147,8 +176,8 @@ def projector_logsumexp(
 
 
 def expected_code(
-    h: torch.Tensor, dictionary: Dictionary, *, temperature: float, backend: str | None = None
-) -> torch.Tensor:
+    h: Tensor, dictionary: Dictionary, *, temperature: float, backend: BackendName | None = None
+) -> Tensor:
     """`B_i = sum_j p_ij w_j`, the mean code under a row's softmax: attention whose keys and values are the codes.
 
     Args, Raises: as for `projector_softmax`.
@@ -163,14 +192,14 @@ def expected_code(
 
 
 def mean_assignment(
-    h: torch.Tensor,
+    h: Tensor,
     dictionary: Dictionary,
     *,
     temperature: float,
-    process_group=None,
-    rows: str = "sharded",
-    backend: str | None = None,
-) -> torch.Tensor:
+    process_group: Group = None,
+    rows: Rows = "sharded",
+    backend: BackendName | None = None,
+) -> Tensor:
     """`p̄_j = (1/n) sum_i p_ij`, the batch mean of P.
 
     Args, Raises: as for `projector_softmax`; process_group and rows as for `cplearn_loss`.
@@ -186,15 +215,15 @@ def mean_assignment(
     if process_group is None:
         return _unary("mean_assignment", h, dictionary, temperature, backend)
 
-    def check():
+    def check() -> float:
         validation.check_embeddings("h", h, dictionary)
-        check_name(backend)
+        validation.check_backend(backend)
         return validation.check_temperature(temperature)
 
-    temperature = _checked(check, process_group, rows)
+    temperature = groups.checked(check, process_group, rows)
     if backend == "reference":
-        call = argument_check.Call("mean_assignment", backend, dictionary, h.dtype, rows, h.shape[0], temperature)
-        (h,) = _everyones_rows(process_group, call, [h])
+        call = Call("mean_assignment", backend, dictionary, h.dtype, rows, h.shape[0], temperature)
+        (h,) = everyones_rows(process_group, call, [h])
         return reference.mean_assignment(h, dictionary, temperature=temperature)
     group = groups.name_of(process_group)
     return ops.mean_assignment_over_ranks(
@@ -203,14 +232,14 @@ def mean_assignment(
 
 
 def assign(
-    h: torch.Tensor,
+    h: Tensor,
     dictionary: Dictionary,
     *,
     top_k: int = 1,
-    process_group=None,
-    rows: str = "sharded",
-    backend: str | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    process_group: Group = None,
+    rows: Rows = "sharded",
+    backend: BackendName | None = None,
+) -> tuple[Tensor, Tensor]:
     """The codes with the largest inner product, per row, without ever forming the `(n, c)` scores.
 
     Args:
@@ -234,48 +263,27 @@ def assign(
         >>> codes[:, 0].unique().numel()     # codes used by the batch
     """
 
-    def check():
+    def check() -> None:
         validation.check_embeddings("h", h, dictionary)
         validation.check_top_k(top_k, dictionary.num_codes)
-        check_name(backend)
+        validation.check_backend(backend)
 
-    _checked(check, process_group, rows)
+    groups.checked(check, process_group, rows)
     if backend == "reference":
         with torch.no_grad():
-            if process_group is None:
-                return reference.assign(h, dictionary, top_k=top_k)
-            # The oracle looks through all codes for the rows of this rank.
-            call = argument_check.Call("assign", backend, dictionary, h.dtype, rows, h.shape[0], top_k=top_k)
-            _everyones_rows(process_group, call, [])
+            if process_group is not None:
+                # The oracle looks through all codes for the rows of this rank.
+                call = Call("assign", backend, dictionary, h.dtype, rows, h.shape[0], top_k=top_k)
+                everyones_rows(process_group, call, [])
             return reference.assign(h, dictionary, top_k=top_k)
     group = groups.name_of(process_group)
     return ops.assign(h.detach(), *ops.dictionary_arguments(dictionary), top_k, backend or "", group, rows)
 
 
-def _checked(check, process_group, rows):
-    """What `check()` returns; with a process group its error is reported to the ranks that wait for this one."""
-    if process_group is None or torch.compiler.is_compiling():
-        validation.check_rows(rows)
-        return check()
-    groups.check(process_group)
-    try:
-        validation.check_rows(rows)
-        return check()
-    except BaseException:
-        with groups.of(process_group).call():
-            raise
-
-
-@torch.compiler.disable
-def _everyones_rows(process_group, call, views):
-    with groups.of(process_group).call():
-        return distributed.everyones_rows(groups.of(process_group), call, views)
-
-
-def _unary(name, h, dictionary, temperature, backend):
+def _unary(name: str, h: Tensor, dictionary: Dictionary, temperature: float, backend: BackendName | None) -> Tensor:
     validation.check_embeddings("h", h, dictionary)
     temperature = validation.check_temperature(temperature)
-    check_name(backend)
+    validation.check_backend(backend)
     if backend == "reference":
         return getattr(reference, name)(h, dictionary, temperature=temperature)
     return getattr(ops, name)(h, *ops.dictionary_arguments(dictionary), temperature, backend or "")

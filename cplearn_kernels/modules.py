@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Literal, overload
+
 import torch
 from torch import nn
 
 from . import validation
-from .backends import check_name
 from .dictionary import Dictionary, describe_identity
 from .distributed import groups
 from .functional import assign, cplearn_loss
-from .temperature import EMBEDDINGS, default_temperature
+from .options import BackendName, Embedding, Group, Prior, Rows
+from .reference import LossAndTerms
+from .temperature import default_temperature
 
 
 class CPLearnHead(nn.Module):
@@ -28,12 +32,12 @@ class CPLearnHead(nn.Module):
         >>> CPLearnHead(512, 2048)(torch.randn(64, 512)).norm(dim=1)     # ones
     """
 
-    def __init__(self, in_features: int, num_features: int = 2048, *, embedding: str = "l2"):
+    def __init__(self, in_features: int, num_features: int = 2048, *, embedding: Embedding = "l2") -> None:
         super().__init__()
         for name, value in (("in_features", in_features), ("num_features", num_features)):
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
-        _check_embedding(embedding)
+        validation.check_embedding(embedding)
         self.embedding = embedding
         # The normalisation's shift takes the place of a bias.
         self.linear = nn.Linear(in_features, num_features, bias=False)
@@ -77,31 +81,33 @@ class CPLearnLoss(nn.Module):
         *,
         temperature: float | None = None,
         beta: float = 1.0,
-        prior: str = "reverse_kl",
+        prior: Prior = "reverse_kl",
         prior_probs: torch.Tensor | None = None,
-        embedding: str = "l2",
+        embedding: Embedding = "l2",
         batch_size: int | None = None,
         eps: float | None = None,
-        process_group=None,
-        rows: str = "sharded",
-        backend: str | None = None,
-    ):
+        process_group: Group = None,
+        rows: Rows = "sharded",
+        backend: BackendName | None = None,
+    ) -> None:
         super().__init__()
         if not isinstance(dictionary, Dictionary):
             raise TypeError(f"dictionary: expected a Dictionary of this library, got {type(dictionary).__name__}")
-        _check_embedding(embedding)
+        validation.check_embedding(embedding)
         validation.check_prior(prior, prior_probs, dictionary.num_codes)
         if prior_probs is not None:
             validation.check_prior_values(prior, prior_probs)
             prior_probs = prior_probs.detach().clone()
         groups.check_kind(process_group)
         validation.check_rows(rows)
-        check_name(backend)
+        validation.check_backend(backend)
         if temperature is None:
             temperature = default_temperature(
                 dictionary.num_features, dictionary.num_codes, embedding=embedding, batch_size=batch_size, eps=eps
             )
         self.dictionary = dictionary
+        self.prior_probs: torch.Tensor | None
+        self.dictionary_identity: torch.Tensor
         self.temperature = validation.check_temperature(temperature)
         self.beta = validation.check_beta(beta)
         self.prior = prior
@@ -113,7 +119,16 @@ class CPLearnLoss(nn.Module):
         identity = torch.tensor(list(dictionary.identity()), dtype=torch.uint8)
         self.register_buffer("dictionary_identity", identity)
 
-    def forward(self, h1: torch.Tensor, h2: torch.Tensor, *, return_terms: bool = False):
+    @overload
+    def forward(self, h1: torch.Tensor, h2: torch.Tensor, *, return_terms: Literal[False] = False) -> torch.Tensor: ...
+
+    @overload
+    def forward(self, h1: torch.Tensor, h2: torch.Tensor, *, return_terms: Literal[True]) -> LossAndTerms: ...
+
+    @overload
+    def forward(self, h1: torch.Tensor, h2: torch.Tensor, *, return_terms: bool) -> torch.Tensor | LossAndTerms: ...
+
+    def forward(self, h1: torch.Tensor, h2: torch.Tensor, *, return_terms: bool = False) -> torch.Tensor | LossAndTerms:
         """Embeddings `(n, num_features)` of two views to the loss, or to `(loss, terms)`; see `cplearn_loss`."""
         return cplearn_loss(
             h1, h2, self.dictionary, temperature=self.temperature, beta=self.beta, prior=self.prior,
@@ -139,7 +154,7 @@ class CPLearnLoss(nn.Module):
             return ""
         return f", process_group={groups.name_of(self.process_group)!r}, rows={self.rows!r}"
 
-    def _apply(self, fn, *args, **kwargs):
+    def _apply(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> CPLearnLoss:
         prior_probs = self.prior_probs
         super()._apply(fn, *args, **kwargs)
         device = self.dictionary_identity.device
@@ -149,7 +164,16 @@ class CPLearnLoss(nn.Module):
             self.prior_probs = prior_probs.to(device)
         return self
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors):
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, torch.Tensor],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        errors: list[str],
+    ) -> None:
         key = prefix + "dictionary_identity"
         if key in state_dict:
             # A state dict that was cast as a whole holds the bytes as floats, exactly.
@@ -163,8 +187,3 @@ class CPLearnLoss(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors
         )  # fmt: skip
-
-
-def _check_embedding(embedding: str) -> None:
-    if embedding not in EMBEDDINGS:
-        raise ValueError(f"embedding: expected one of {EMBEDDINGS}, got {embedding!r}")

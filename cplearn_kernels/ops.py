@@ -10,50 +10,46 @@ from __future__ import annotations
 
 import contextlib
 import typing
-from typing import Optional
+from collections.abc import Callable, Iterator
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
 from . import validation
-from .backends import select
+from .backends.interface import Backend
+from .backends.select import select
+from .bits import signed
 from .dictionary import Dictionary, rebuild
 from .distributed import groups
 from .distributed import loss as distributed
 from .distributed.collectives import Ranks
+from .distributed.ranges import largest_range
+from .options import result_dtype
 
 _LIBRARY = torch.library.Library("cplearn_kernels", "DEF")
-_TWO_63 = 1 << 63
 
 
-def dictionary_arguments(dictionary: Dictionary) -> tuple:
+def dictionary_arguments(dictionary: Dictionary) -> tuple[Tensor | None, Tensor | None, str, int, int, int]:
     """(weight, signs, kind, num_features, num_codes, seed) as the operators take them; the seed as a signed integer."""
-    seed = dictionary.seed - (1 << 64) if dictionary.seed >= _TWO_63 else dictionary.seed
-    return dictionary.weight, dictionary.signs, dictionary.kind, dictionary.num_features, dictionary.num_codes, seed
+    d = dictionary
+    return d.weight, d.signs, d.kind, d.num_features, d.num_codes, signed(d.seed, 64)
 
 
-def _dictionary(weight, signs, kind, num_features, num_codes, seed) -> Dictionary:
-    return rebuild(kind, num_features, num_codes, seed % (1 << 64), weight, signs)
-
-
-def _select(backend: str, function: str, dictionary: Dictionary, h: Tensor, others: Optional[Ranks] = None):
+def _select(backend: str, function: str, dictionary: Dictionary, h: Tensor, others: Ranks | None = None) -> Backend:
     if others is not None:
-        dictionary = distributed.largest_range(dictionary, others.world)
+        dictionary = largest_range(dictionary, others.world)
     return select(backend or None, function, dictionary, h)
 
 
-def _result_dtype(h: Tensor) -> torch.dtype:
-    return torch.float64 if h.dtype == torch.float64 else torch.float32
-
-
-def _operator(name: str, fake):
+def _operator(name: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
     """Register a function as operator `name`, its schema read off its annotations, with the shapes that `fake` gives.
 
     torch.library.define rather than custom_op: the latter's wrapper imports the whole compiler in the first call
     (seconds).
     """
 
-    def register(implementation):
+    def register(implementation: Callable[..., Any]) -> Any:
         implementation.__annotations__ = typing.get_type_hints(implementation)
         _LIBRARY.define(name + torch.library.infer_schema(implementation, mutates_args=()))
         _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
@@ -63,7 +59,7 @@ def _operator(name: str, fake):
     return register
 
 
-def _register_autograd(operator, backward, setup) -> None:
+def _register_autograd(operator: Any, backward: Callable[..., Any], setup: Callable[..., Any]) -> None:
     torch.library.register_autograd(operator._schema.name, backward, setup_context=setup, lib=_LIBRARY)
 
 
@@ -72,9 +68,9 @@ def _register_autograd(operator, backward, setup) -> None:
 
 def _loss_fake(h1, h2, prior_probs, weight, signs, kind, num_features, num_codes, seed, temperature, beta, prior,
                need_grad, backend, group="", rows="sharded"):  # fmt: skip
-    scalars = [h1.new_empty((), dtype=_result_dtype(h1)) for _ in range(3)]
+    scalars = [h1.new_empty((), dtype=result_dtype(h1)) for _ in range(3)]
     shape = h1.shape if need_grad else (0,)
-    return (*scalars, *(h1.new_empty(shape, dtype=_result_dtype(h1)) for _ in range(2)))
+    return (*scalars, *(h1.new_empty(shape, dtype=result_dtype(h1)) for _ in range(2)))
 
 
 def _loss(
@@ -83,7 +79,7 @@ def _loss(
     need_grad: bool, backend: str, group: str = "", rows: str = "sharded",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(loss, invariance, prior, dL/dh1, dL/dh2); the last two are empty unless `need_grad`."""
-    dictionary = _dictionary(weight, signs, kind, num_features, num_codes, seed)
+    dictionary = rebuild(kind, num_features, num_codes, seed, weight, signs)
     arguments = h1, h2, dictionary, temperature, beta, prior, prior_probs, need_grad
     with _over_ranks(group, h1) as others:
         _check_prior_values(prior, prior_probs)
@@ -94,7 +90,7 @@ def _loss(
 
 
 @contextlib.contextmanager
-def _over_ranks(group: str, h: Tensor):
+def _over_ranks(group: str, h: Tensor) -> Iterator[Ranks | None]:
     """The ranks of the group that `group` names, None if there is one process; an error inside is reported to them."""
     others = groups.named(group) if group else None
     if others is None or others.world == 1:
@@ -106,7 +102,7 @@ def _over_ranks(group: str, h: Tensor):
         yield others
 
 
-def _check_prior_values(prior: str, prior_probs: Optional[Tensor]) -> None:
+def _check_prior_values(prior: str, prior_probs: Tensor | None) -> None:
     # Reading values would make the GPU wait, which a graph cannot capture: there they are taken on trust.
     if prior_probs is not None and not (prior_probs.is_cuda and torch.cuda.is_current_stream_capturing()):
         validation.check_prior_values(prior, prior_probs)
@@ -157,7 +153,7 @@ class _DirectLoss(torch.autograd.Function):
         return output
 
 
-def call_loss(*arguments):
+def call_loss(*arguments: Any) -> Any:
     """`loss(*arguments)`; past the operator where nobody could tell, which saves a small call half of its time."""
     h1, need_grad = arguments[0], arguments[12]
     if not _is_direct(h1):
@@ -178,18 +174,18 @@ def _is_direct(h: Tensor) -> bool:
 # --- functions of one batch: f(h, dictionary, temperature) ----------------------------------------------------------
 
 
-def _unary(name: str, shape):
+def _unary(name: str, shape: Callable[[Tensor, int], tuple[int, ...]]) -> tuple[Any, Any]:
     """Operators `name` and `name_backward` for a function of one batch whose result has shape `shape(h, num_codes)`."""
 
     def fake(h, weight, signs, kind, num_features, num_codes, seed, temperature, backend):
-        return h.new_empty(shape(h, num_codes), dtype=_result_dtype(h))
+        return h.new_empty(shape(h, num_codes), dtype=result_dtype(h))
 
     @_operator(name, fake)
     def forward(
         h: Tensor, weight: Optional[Tensor], signs: Optional[Tensor], kind: str, num_features: int, num_codes: int,
         seed: int, temperature: float, backend: str,
     ) -> Tensor:  # fmt: skip
-        dictionary = _dictionary(weight, signs, kind, num_features, num_codes, seed)
+        dictionary = rebuild(kind, num_features, num_codes, seed, weight, signs)
         return getattr(_select(backend, name, dictionary, h), name)(h, dictionary, temperature)
 
     def backward_fake(upstream, h, output, weight, signs, kind, num_features, num_codes, seed, temperature, backend):
@@ -200,10 +196,12 @@ def _unary(name: str, shape):
         upstream: Tensor, h: Tensor, output: Optional[Tensor], weight: Optional[Tensor], signs: Optional[Tensor],
         kind: str, num_features: int, num_codes: int, seed: int, temperature: float, backend: str,
     ) -> Tensor:  # fmt: skip
-        dictionary = _dictionary(weight, signs, kind, num_features, num_codes, seed)
-        run = getattr(_select(backend, name, dictionary, h), f"{name}_backward")
+        dictionary = rebuild(kind, num_features, num_codes, seed, weight, signs)
+        module = _select(backend, name, dictionary, h)
+        if name == "projector_logsumexp":  # dL/dh_i = v_i B_i / temperature for v = upstream
+            return module.expected_code(h, dictionary, temperature).mul_((upstream / temperature)[:, None]).to(h.dtype)
         kept = () if output is None else (output,)
-        return run(upstream, h, *kept, dictionary, temperature).to(h.dtype)
+        return getattr(module, f"{name}_backward")(upstream, h, *kept, dictionary, temperature).to(h.dtype)
 
     keeps_output = name == "projector_softmax"  # its gradient is written in p; the others recompute what they need
 
@@ -229,7 +227,7 @@ mean_assignment, mean_assignment_backward = _unary("mean_assignment", lambda h, 
 
 
 def _mean_fake(h, weight, signs, kind, num_features, num_codes, seed, temperature, backend, group, rows):
-    return h.new_empty(num_codes, dtype=_result_dtype(h)), torch.empty((), dtype=torch.float64)
+    return h.new_empty(num_codes, dtype=result_dtype(h)), torch.empty((), dtype=torch.float64)
 
 
 @_operator("mean_assignment_over_ranks", _mean_fake)
@@ -238,7 +236,7 @@ def mean_assignment_over_ranks(
     seed: int, temperature: float, backend: str, group: str, rows: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(p̄ of all ranks' rows, what the gradient of p̄ of this rank's rows alone must be multiplied with)."""
-    dictionary = _dictionary(weight, signs, kind, num_features, num_codes, seed)
+    dictionary = rebuild(kind, num_features, num_codes, seed, weight, signs)
     with _over_ranks(group, h) as others:
         module = _select(backend, "mean_assignment", dictionary, h, others)
         if others is None:
@@ -265,7 +263,7 @@ _register_autograd(mean_assignment_over_ranks, _mean_autograd, _mean_setup)
 
 def _assign_fake(h, weight, signs, kind, num_features, num_codes, seed, top_k, backend, group="", rows="sharded"):
     shape = (h.shape[0], top_k)
-    return h.new_empty(shape, dtype=_result_dtype(h)), h.new_empty(shape, dtype=torch.int64)
+    return h.new_empty(shape, dtype=result_dtype(h)), h.new_empty(shape, dtype=torch.int64)
 
 
 @_operator("assign", _assign_fake)
@@ -274,7 +272,7 @@ def assign(
     seed: int, top_k: int, backend: str, group: str = "", rows: str = "sharded",
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(scores, codes), each `(n, top_k)`."""
-    dictionary = _dictionary(weight, signs, kind, num_features, num_codes, seed)
+    dictionary = rebuild(kind, num_features, num_codes, seed, weight, signs)
     with _over_ranks(group, h) as others:
         module = _select(backend, "assign", dictionary, h, others)
         if others is None:

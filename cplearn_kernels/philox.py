@@ -14,6 +14,8 @@ Layout, version 1 (frozen: a change needs a new version number):
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias
+
 import torch
 
 BIT_LAYOUT_VERSION = 1
@@ -23,12 +25,15 @@ STREAM_RADEMACHER = 0
 STREAM_HADAMARD_SIGNS = 1
 STREAM_HADAMARD_INJECTION = 2
 
+# Four 32-bit words, each an integer or an array of integers.
+Words: TypeAlias = tuple[Any, Any, Any, Any]
+
 _MULTIPLIER_0, _MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
 _WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85
 _MASK = 0xFFFFFFFF
 
 
-def philox4x32(counter, key, rounds: int = 10):
+def philox4x32(counter: Words, key: tuple[int, int], rounds: int = 10) -> Words:
     """Four 32-bit words of Philox4x32 for each counter.
 
     Args:
@@ -62,7 +67,9 @@ def split_seed(seed: int) -> tuple[int, int]:
     return seed & _MASK, (seed >> 32) & _MASK
 
 
-def sign_bits(seed: int, stream: int, start: int, stop: int, num_features: int, device=None) -> torch.Tensor:
+def sign_bits(
+    seed: int, stream: int, start: int, stop: int, num_features: int, device: torch.device | str | int | None = None
+) -> torch.Tensor:
     """Sign bits of the vectors `start` … `stop - 1` of a stream.
 
     Returns:
@@ -70,8 +77,8 @@ def sign_bits(seed: int, stream: int, start: int, stop: int, num_features: int, 
     """
     index = torch.arange(start, stop, dtype=torch.int64, device=device)[:, None]
     group = torch.arange((num_features + 127) // 128, dtype=torch.int64, device=device)[None, :]
-    words = philox4x32((index & _MASK, index >> 32, group, stream), split_seed(seed))
-    words = torch.stack(words, dim=-1).flatten(1)  # (vectors, 4 * groups): word w holds coordinates 32w … 32w + 31
+    four_words = philox4x32((index & _MASK, index >> 32, group, stream), split_seed(seed))
+    words = torch.stack(four_words, dim=-1).flatten(1)  # (vectors, 4 * groups): word w holds coordinates 32w … 32w + 31
     shifts = torch.arange(32, dtype=torch.int64, device=device)
     return ((words[:, :, None] >> shifts) & 1).flatten(1)[:, :num_features]
 

@@ -9,10 +9,14 @@ float32. Arguments are taken as they are; the checks live in `functional`.
 from __future__ import annotations
 
 import math
+from typing import Literal, TypeAlias, overload
 
 import torch
 
 from .dictionary import Dictionary
+from .options import Prior
+
+LossAndTerms: TypeAlias = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 
 def logits(h: torch.Tensor, dictionary: Dictionary, *, temperature: float) -> torch.Tensor:
@@ -51,7 +55,7 @@ def assign(h: torch.Tensor, dictionary: Dictionary, *, top_k: int = 1) -> tuple[
     return best.values[:, :top_k], best.indices[:, :top_k]
 
 
-def prior_term(log_mean: torch.Tensor, prior: str, prior_probs: torch.Tensor | None) -> torch.Tensor:
+def prior_term(log_mean: torch.Tensor, prior: Prior, prior_probs: torch.Tensor | None) -> torch.Tensor:
     """The prior term of one view from `log p̄`, shape `(c,)`.
 
     "reverse_kl": `sum_j p̄_j log(p̄_j / q_j)`; "cross_entropy": `-sum_j q_j log p̄_j`. q is uniform when None.
@@ -65,6 +69,20 @@ def prior_term(log_mean: torch.Tensor, prior: str, prior_probs: torch.Tensor | N
     return -(prior_probs.to(log_mean) * log_mean).sum()
 
 
+@overload
+def cplearn_loss(
+    h1: torch.Tensor, h2: torch.Tensor, dictionary: Dictionary, *, temperature: float, beta: float = ...,
+    prior: Prior = ..., prior_probs: torch.Tensor | None = ..., return_terms: Literal[False] = ...,
+) -> torch.Tensor: ...  # fmt: skip
+
+
+@overload
+def cplearn_loss(
+    h1: torch.Tensor, h2: torch.Tensor, dictionary: Dictionary, *, temperature: float, beta: float = ...,
+    prior: Prior = ..., prior_probs: torch.Tensor | None = ..., return_terms: bool,
+) -> torch.Tensor | LossAndTerms: ...  # fmt: skip
+
+
 def cplearn_loss(
     h1: torch.Tensor,
     h2: torch.Tensor,
@@ -72,10 +90,10 @@ def cplearn_loss(
     *,
     temperature: float,
     beta: float = 1.0,
-    prior: str = "reverse_kl",
+    prior: Prior = "reverse_kl",
     prior_probs: torch.Tensor | None = None,
     return_terms: bool = False,
-):
+) -> torch.Tensor | LossAndTerms:
     """`L = 1/2 sum over both orders (a, b) of [prior(a) + beta * invariance(a -> b)]`, a 0-d tensor.
 
     `invariance(a -> b) = -(1/n) sum_ij p^a_ij log p^b_ij`; the target gets a gradient too.
@@ -84,7 +102,7 @@ def cplearn_loss(
     rows = log_p[0].shape[0]
     priors = [prior_term(torch.logsumexp(lp, dim=0) - math.log(rows), prior, prior_probs) for lp in log_p]
     invariances = [-(log_p[a].exp() * log_p[b]).sum(dim=1).mean() for a, b in ((0, 1), (1, 0))]
-    prior_mean, invariance_mean = sum(priors) / 2, sum(invariances) / 2
+    prior_mean, invariance_mean = (priors[0] + priors[1]) / 2, (invariances[0] + invariances[1]) / 2
     loss = prior_mean + beta * invariance_mean
     if return_terms:
         return loss, {"invariance": invariance_mean.detach(), "prior": prior_mean.detach()}

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 
-EMBEDDINGS = ("l2", "tanh")
+from .options import Embedding
+from .validation import check_embedding
 
 
 def default_temperature(
-    num_features: int, num_codes: int, *, embedding: str = "l2", batch_size: int | None = None, eps: float | None = None
+    num_features: int,
+    num_codes: int,
+    *,
+    embedding: Embedding = "l2",
+    batch_size: int | None = None,
+    eps: float | None = None,
 ) -> float:
     """Temperature of the CPLearn loss for an embedding.
 
@@ -36,8 +42,7 @@ def default_temperature(
         >>> round(default_temperature(128, 16384), 4)
         0.6142
     """
-    if embedding not in EMBEDDINGS:
-        raise ValueError(f"embedding: expected one of {EMBEDDINGS}, got {embedding!r}")
+    check_embedding(embedding)
     for name, value in (("num_features", num_features), ("num_codes", num_codes)):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")

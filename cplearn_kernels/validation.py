@@ -7,11 +7,7 @@ import math
 import torch
 
 from .dictionary import Dictionary
-
-PRIORS = ("reverse_kl", "cross_entropy")
-# How the rows of a batch lie on the ranks of a process group: each has its own, or all have the same ones.
-ROWS = ("sharded", "replicated")
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from .options import BACKENDS, DTYPES, EMBEDDINGS, PRIORS, ROWS
 
 
 def check_embeddings(name: str, h: torch.Tensor, dictionary: Dictionary) -> None:
@@ -20,7 +16,7 @@ def check_embeddings(name: str, h: torch.Tensor, dictionary: Dictionary) -> None
         raise TypeError(f"dictionary: expected a Dictionary of this library, got {type(dictionary).__name__}")
     if not isinstance(h, torch.Tensor):
         raise TypeError(f"{name}: expected a tensor of shape (n, {dictionary.num_features}), got {type(h).__name__}")
-    if h.dtype not in _FLOATS:
+    if h.dtype not in DTYPES:
         raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {h.dtype}")
     if h.dim() != 2 or h.shape[1] != dictionary.num_features:
         raise ValueError(
@@ -69,7 +65,7 @@ def check_prior(prior: str, prior_probs: torch.Tensor | None, num_codes: int) ->
         raise ValueError(f"prior: expected one of {PRIORS}, got {prior!r}")
     if prior_probs is None:
         return
-    if not isinstance(prior_probs, torch.Tensor) or prior_probs.dtype not in _FLOATS:
+    if not isinstance(prior_probs, torch.Tensor) or prior_probs.dtype not in DTYPES:
         got = prior_probs.dtype if isinstance(prior_probs, torch.Tensor) else type(prior_probs).__name__
         raise TypeError(f"prior_probs: expected a floating-point tensor of shape ({num_codes},), got {got}")
     if tuple(prior_probs.shape) != (num_codes,):
@@ -96,6 +92,18 @@ def check_top_k(top_k: int, num_codes: int) -> None:
         raise TypeError(f"top_k: expected an integer, got {top_k!r}")
     if not 1 <= top_k <= num_codes:
         raise ValueError(f"top_k: expected 1 <= top_k <= {num_codes} (num_codes), got {top_k}")
+
+
+def check_embedding(embedding: str) -> None:
+    """Raise unless the embedding's name is known."""
+    if embedding not in EMBEDDINGS:
+        raise ValueError(f"embedding: expected one of {EMBEDDINGS}, got {embedding!r}")
+
+
+def check_backend(backend: str | None) -> None:
+    """Raise unless `backend` is None or the name of one."""
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"backend: expected None or one of {BACKENDS}, got {backend!r}")
 
 
 def check_rows(rows: str) -> None:

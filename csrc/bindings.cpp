@@ -7,31 +7,22 @@
 #include <tuple>
 #include <vector>
 
+#include "addresses.h"
 #include "cpu/dispatch.h"
 #ifndef CPK_WITHOUT_CUDA
-#include "cuda/bindings.h"
+#include "cuda/host/bindings.h"
 #endif
+#include "formulas.h"
 #include "philox.h"
 
 namespace py = pybind11;
+using cplearn::Address;
+using cplearn::at;
 using cplearn::Batch;
 using cplearn::Codes;
 using cplearn::Run;
 
 namespace {
-
-using Address = uintptr_t;
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-Codes make_codes(int kind, int64_t num_features, int64_t num_codes, uint64_t seed, int log2_block, Address positions,
-                 Address packed, int64_t first_code, int64_t total_codes) {
-  return {cplearn::CodeKind(kind), num_features, num_codes, seed, log2_block, at<const int32_t>(positions),
-          at<const uint32_t>(packed), first_code, total_codes};
-}
 
 // Whether a signal handler of the interpreter (Ctrl-C) has raised. The kernel then throws Interrupted, and the
 // exception is waiting in the interpreter. Anywhere but in Python's main thread this is always false.
@@ -175,8 +166,8 @@ PYBIND11_MODULE(_core, m) {
 #endif
   // Python attaches the tensors that it points into, so that all live equally long.
   py::class_<Codes>(m, "Codes", py::dynamic_attr())
-      .def(py::init(&make_codes), py::arg("kind"), py::arg("num_features"), py::arg("num_codes"), py::arg("seed"),
-           py::arg("log2_block"), py::arg("positions"), py::arg("packed"), py::arg("first_code"),
+      .def(py::init(&cplearn::codes_at), py::arg("kind"), py::arg("num_features"), py::arg("num_codes"),
+           py::arg("seed"), py::arg("log2_block"), py::arg("positions"), py::arg("packed"), py::arg("first_code"),
            py::arg("total_codes"));
   m.def("targets", &targets, "(name, lanes) of every instruction set that runs here, fastest first");
   m.def("philox", &philox, "Philox4x32-10 of (counter, key)");

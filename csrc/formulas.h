@@ -10,9 +10,14 @@
 
 namespace cplearn {
 
+constexpr float kNoLogit = -3e38f;  // of codes that do not exist
+
+// The best code of a row for which it is in another range: no code has this number.
+constexpr int32_t kElsewhere = -1;
+
 // What is known of a row from some of its codes: the largest logit, its code (the lowest of equals), and the sum of
-// 2^(logit - best) over the other codes. The best code stays out of the sum because near the optimum it holds nearly all
-// of it: the rest keeps its digits.
+// 2^(logit - best) over the other codes. The best code stays out of the sum because near the optimum it holds nearly
+// all of it: the rest keeps its digits.
 struct BestCode {
   float best;
   int32_t code;
@@ -24,6 +29,11 @@ CPK_SHARED_FUNCTION BestCode merged(BestCode a, BestCode b) {
   const BestCode &first = b_leads ? b : a, &second = b_leads ? a : b;
   return {first.best, first.code, first.others + (1 + second.others) * exp2(double(second.best) - double(first.best))};
 }
+
+// Sums over some codes that the loss and the gradients of a row need; added up over ranges, those over all codes.
+// "Others" are all codes but the best. The cross term is `sum_j p_ij log(c p'_ij)`, p' the partner's p; at the best
+// code stand the prior's part of its weight and the partner's u, both zero where it is in another range.
+enum RowScalar : int { kCrossTerm, kMassOfOthers, kWeightsOfOthers, kBestPriorWeight, kBestPartnerU, kRowScalars };
 
 // The weight that the gradient sums a code with: `p g - beta p u'`, u' the partner row's u; `prior_weight` is p g, or
 // under cross entropy what `cross_entropy_weight` gives, and beta in u's unit.

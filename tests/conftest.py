@@ -58,22 +58,23 @@ def give_back_memory():
 
 
 class Conformance:
-    """Worst (value error, gradient error) by backend, function, dtype and regime, with the gradient's tolerance."""
+    """Worst value and gradient errors, each with its tolerance and its test, by backend, function, dtype and regime."""
 
     def __init__(self):
         self.worst = {}
 
-    def record(self, backend, function, dtype, regime, value_error, gradient_error, tolerance):
+    def record(self, backend, function, dtype, regime, value_error, gradient_error, tolerances):
         key = (backend, function, str(dtype).removeprefix("torch."), regime)
-        value, gradient, _, count = self.worst.get(key, (0.0, 0.0, 0.0, 0))
-        self.worst[key] = (max(value, value_error), max(gradient, gradient_error), tolerance, count + 1)
+        test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition("::")[2].removesuffix(" (call)")
+        self.merge([[*key, value_error, tolerances[0], test, gradient_error, tolerances[1], test, 1]])
 
     def merge(self, rows):
         """Adds what another process recorded, as its `rows`."""
-        for backend, function, dtype, regime, value, gradient, tolerance, count in rows:
+        for backend, function, dtype, regime, *found, count in rows:
             key = (backend, function, dtype, regime)
-            before = self.worst.get(key, (0.0, 0.0, 0.0, 0))
-            self.worst[key] = (max(before[0], value), max(before[1], gradient), tolerance, before[3] + count)
+            *before, previous = self.worst.get(key, (*found, 0))
+            worse = [max(before[i : i + 3], found[i : i + 3]) for i in (0, 3)]
+            self.worst[key] = (*worse[0], *worse[1], previous + count)
 
     def rows(self):
         """Everything recorded, sorted: lists of plain values, the key first."""
@@ -87,12 +88,16 @@ class Conformance:
         """The table as Markdown lines."""
         yield "| backend | function | dtype | regime | worst value error | worst gradient error | gradient tolerance | cases |"
         yield "|---|---|---|---|---|---|---|---|"
-        for *key, value, gradient, tolerance, count in self.rows():
+        for *key, value, _, _, gradient, tolerance, _, count in self.rows():
             yield "| " + " | ".join([*key, f"{value:.1e}", f"{gradient:.1e}", f"{tolerance:.0e}", str(count)]) + " |"
 
 
 def pytest_addoption(parser):
     parser.addoption("--conformance-json", metavar="FILE", help="write the conformance suite's worst errors as JSON")
+    parser.addoption(
+        "--conformance-backends", metavar="NAMES", default="cpu,torch", help="what the conformance suite runs"
+    )
+    parser.addoption("--oracle-answers", metavar="FOLDER", help="keep the oracle's answers there, for runs that follow")
 
 
 def pytest_configure(config):
@@ -125,7 +130,7 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(line)
     path = config.getoption("--conformance-json")
     if path:
-        names = "backend function dtype regime value_error gradient_error gradient_tolerance cases".split()
-        rows = [dict(zip(names, row, strict=True)) for row in config.conformance.rows()]
+        names = "backend function dtype regime value_error value_tolerance value_test gradient_error gradient_tolerance gradient_test cases"
+        rows = [dict(zip(names.split(), row, strict=True)) for row in config.conformance.rows()]
         with open(path, "w") as file:
             json.dump(rows, file, indent=1)

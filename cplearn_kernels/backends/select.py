@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import types
+from collections.abc import Iterable
 
 import torch
 
 from ..dictionary import Dictionary
-from . import self_check
+from ..options import DTYPES, KINDS
+from . import interface, self_check
 from .chunked import functions as chunked
 from .cpu import functions as cpu
 from .cuda import architectures
 from .cuda import functions as cuda
+from .interface import Backend
 from .triton import functions as triton
 
-# Fastest first: the order in which a call without a named backend tries them.
-_IMPLEMENTED = {module.NAME: module for module in (cpu, cuda, triton, chunked)}
-NAMES = ("reference", *_IMPLEMENTED)
+# In the order in which a call without a named backend tries them: that of options.BACKENDS.
+_IMPLEMENTED: dict[str, Backend] = {"cpu": cpu, "cuda": cuda, "triton": triton, "torch": chunked}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ class BackendInfo:
         return "\n".join(lines)
 
 
-class Backends(dict):
+class Backends(dict[str, BackendInfo]):
     """Name -> `BackendInfo`; prints as a readable list."""
 
     def __str__(self) -> str:
@@ -69,26 +70,19 @@ def backends() -> Backends:
         >>> cplearn_kernels.backends()["torch"].available
         True
     """
-    everything = chunked.FUNCTIONS, chunked.DICTIONARIES, _dtype_names(chunked.DTYPES)
+    everything = interface.FUNCTIONS, KINDS, _names(DTYPES)
     found = Backends(reference=BackendInfo("reference", True, "plain PyTorch on all n x c logits", *everything))
     for name, module in _IMPLEMENTED.items():
         reason = module.unavailable()
         if reason is None:
-            found[name] = BackendInfo(
-                name, True, module.description(), module.FUNCTIONS, module.DICTIONARIES, _dtype_names(module.DTYPES)
-            )
+            served = module.FUNCTIONS, module.DICTIONARIES, _names(module.DTYPES)
+            found[name] = BackendInfo(name, True, module.description(), *served)
         else:
             found[name] = BackendInfo(name, False, reason)
     return found
 
 
-def check_name(name: str | None) -> None:
-    """Raise ValueError unless `name` is None or a backend of this library."""
-    if name is not None and name not in NAMES:
-        raise ValueError(f"backend: expected None or one of {NAMES}, got {name!r}")
-
-
-def select(name: str | None, function: str, dictionary: Dictionary, h: torch.Tensor) -> types.ModuleType:
+def select(name: str | None, function: str, dictionary: Dictionary, h: torch.Tensor) -> Backend:
     """The module that serves this call: the named one, or the fastest that can and has no reservation.
 
     Raises:
@@ -106,20 +100,20 @@ def select(name: str | None, function: str, dictionary: Dictionary, h: torch.Ten
     return module
 
 
-def _fastest(function, dictionary, h) -> types.ModuleType:
+def _fastest(function: str, dictionary: Dictionary, h: torch.Tensor) -> Backend:
     willing = (
         module
         for module in _IMPLEMENTED.values()
         if _objection(module, function, dictionary, h) is None and module.reservation(dictionary, h.device) is None
     )
     first = next(willing)
-    if first is cuda and not architectures.preferred(dictionary, h.device):
+    if first.NAME == "cuda" and not architectures.preferred(dictionary, h.device):
         second = next(willing)
-        return second if second is triton else first
+        return second if second.NAME == "triton" else first
     return first
 
 
-def _objection(module, function, dictionary, h) -> str | None:
+def _objection(module: Backend, function: str, dictionary: Dictionary, h: torch.Tensor) -> str | None:
     reason = module.unavailable() or module.unsupported_device(h.device)
     if reason is not None:
         return reason
@@ -133,5 +127,5 @@ def _objection(module, function, dictionary, h) -> str | None:
     return module.unsupported_dictionary(dictionary)
 
 
-def _dtype_names(dtypes) -> tuple[str, ...]:
+def _names(dtypes: Iterable[torch.dtype]) -> tuple[str, ...]:
     return tuple(str(dtype).removeprefix("torch.") for dtype in dtypes)

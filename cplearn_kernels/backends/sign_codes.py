@@ -1,16 +1,24 @@
-"""What the backends for codes of ±1 share in Python: which dictionaries they serve, and the best codes out of chunks."""
+"""What the backends for codes of ±1 share: which dictionaries they serve, and the places of coordinates in a block."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
+from .. import philox
 from ..dictionary import Dictionary
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# What the kernels for GPUs are made for.
+MAX_FEATURES, MAX_CODES = 8192, 1 << 30
+# Scores that `assign` holds at a time on a GPU for more than the best code.
+SCORES_AT_ONCE = 1 << 22
 
 
 def unsupported(dictionary: Dictionary, max_features: int | None = None, max_codes: int | None = None) -> str | None:
-    """Why a backend for ±1 codes cannot use those of `dictionary`, or None."""
+    """Why a backend for ±1 codes cannot use those of `dictionary`, or None.
+
+    A dense dictionary is served if all entries are ±1: `Dictionary.signs` then holds them packed to bits.
+    """
     if dictionary.kind == "dense" and dictionary.signs is None:
         return "it serves a dense dictionary whose entries are all +1 or -1; this one has others"
     if max_features is not None and dictionary.num_features > max_features:
@@ -20,24 +28,19 @@ def unsupported(dictionary: Dictionary, max_features: int | None = None, max_cod
     return None
 
 
-def best_of_chunks(
-    write_scores: Callable[[torch.Tensor, int], None], n: int, num_codes: int, chunk: int, top_k: int, device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(scores, codes) of the `top_k` best codes, each `(n, top_k)`, best first, equal scores by index.
+def lacks_precision(dictionary: Dictionary) -> str | None:
+    """Why a call that names no backend should not go to one with float32 logits, or None.
 
-    Args:
-        write_scores: fills a float32 `(n, m)` tensor with the scores of m codes from a given one on.
-        chunk: codes whose scores are held at a time.
+    With few features nothing averages the rounding of a float32 logit, and many equal codes share a row's mass: the
+    gradient's error reaches 2e-5 there, where the library promises 1e-5. The backend "torch" uses float64 then.
     """
-    scores = torch.empty(n, 0, device=device)
-    codes = torch.empty(n, 0, dtype=torch.int64, device=device)
-    for start in range(0, num_codes, chunk):
-        span = min(chunk, num_codes - start)
-        part = torch.empty(n, span, device=device)
-        write_scores(part, start)
-        index = torch.arange(start, start + span, device=device).expand(n, -1)
-        scores, codes = torch.cat([scores, part], 1), torch.cat([codes, index], 1)
-        # A stable sort: what was found earlier has the lower index and stays ahead among equals.
-        best = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :top_k]
-        scores, codes = scores.gather(1, best), codes.gather(1, best)
-    return scores, codes
+    return "float32 logits lack precision for 16 features and fewer" if dictionary.num_features <= 16 else None
+
+
+def hadamard_places(num_features: int, seed: int, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(the place of each coordinate in a block, `(f,)`; the coordinate at each place, `(F,)`, or -1), int32."""
+    block = 1 << (num_features - 1).bit_length()
+    places = philox.injection(seed, num_features, block)
+    coordinate_at = torch.full((block,), -1, dtype=torch.int32)
+    coordinate_at[places] = torch.arange(num_features, dtype=torch.int32)
+    return places.to(torch.int32).to(device), coordinate_at.to(device)

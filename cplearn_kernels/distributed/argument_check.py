@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import struct
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..backends import NAMES
+from ..bits import signed
 from ..dictionary import Dictionary
 from ..errors import Disagreement
+from ..options import BACKENDS, DTYPES, KINDS, PRIORS, ROWS
 from .collectives import Ranks
-from ..validation import PRIORS, ROWS
 
 FUNCTIONS = ("cplearn_loss", "mean_assignment", "assign")
-_KINDS = ("hadamard", "rademacher", "dense")
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-_checksums: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_checksums = WeakTensorKeyDictionary()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Call:
     rows: int
     temperature: float = 1.0
     beta: float = 1.0
-    prior: str = PRIORS[0]
+    prior: str = "reverse_kl"
     prior_probs: torch.Tensor | None = None
     top_k: int = 1
     need_grad: bool = False
@@ -42,14 +41,14 @@ class Call:
         """This rank's call as signed 64-bit integers, in the order of `_FIELDS`."""
         d = self.dictionary
         return [
-            FUNCTIONS.index(self.function), NAMES.index(self.backend), _KINDS.index(d.kind), d.num_features,
-            d.num_codes, _signed(d.seed), _checksum(d.weight), _bits(self.temperature), _bits(self.beta),
-            PRIORS.index(self.prior), _checksum(self.prior_probs), _DTYPES.index(self.dtype),
+            FUNCTIONS.index(self.function), BACKENDS.index(self.backend), KINDS.index(d.kind), d.num_features,
+            d.num_codes, signed(d.seed, 64), _checksum(d.weight), _bits(self.temperature), _bits(self.beta),
+            PRIORS.index(self.prior), _checksum(self.prior_probs), DTYPES.index(self.dtype),
             ROWS.index(self.layout), self.top_k, self.rows, int(self.need_grad),
         ]  # fmt: skip
 
 
-def agree(ranks: Ranks, call: Call, device: torch.device) -> tuple[list[int], bool]:
+def check_arguments(ranks: Ranks, call: Call, device: torch.device) -> tuple[list[int], bool]:
     """Compare the calls of all ranks: (the number of rows that each rank has, whether any needs a gradient).
 
     Raises:
@@ -70,7 +69,7 @@ def agree(ranks: Ranks, call: Call, device: torch.device) -> tuple[list[int], bo
     return [numbers[_NUM_ROWS] for numbers in calls], any(numbers[_NEED_GRAD] for numbers in calls)
 
 
-def _name_in(names):
+def _name_in(names: Sequence[object]) -> Callable[[int], str]:
     return lambda number: str(names[number]).removeprefix("torch.")
 
 
@@ -78,10 +77,10 @@ def _float(number: int) -> str:
     return repr(struct.unpack("<d", struct.pack("<q", number))[0])
 
 
-_FIELDS = (
+_FIELDS: tuple[tuple[str, Callable[[int], str]], ...] = (
     ("the function", _name_in(FUNCTIONS)),
-    ("backend", _name_in(NAMES)),
-    ("the dictionary's kind", _name_in(_KINDS)),
+    ("backend", _name_in(BACKENDS)),
+    ("the dictionary's kind", _name_in(KINDS)),
     ("num_features", str),
     ("num_codes", str),
     ("seed", lambda number: str(number % (1 << 64))),
@@ -90,7 +89,7 @@ _FIELDS = (
     ("beta", _float),
     ("prior", _name_in(PRIORS)),
     ("prior_probs", lambda number: f"with checksum {number % (1 << 64):x}" if number else "None"),
-    ("dtype", _name_in(_DTYPES)),
+    ("dtype", _name_in(DTYPES)),
     ("rows", _name_in(ROWS)),
     ("top_k", str),
     ("the number of rows", str),
@@ -99,7 +98,7 @@ _FIELDS = (
 _NUM_ROWS, _NEED_GRAD = 14, 15
 
 
-def _values(values, show, names) -> str:
+def _values(values: Sequence[int], show: Callable[[int], str], names: Sequence[int]) -> str:
     """'0.3 on ranks 0, 1 and 0.31 on rank 2'."""
     by_value: dict[int, list[str]] = {}
     for name, value in zip(names, values, strict=True):
@@ -109,12 +108,8 @@ def _values(values, show, names) -> str:
     )
 
 
-def _signed(number: int) -> int:
-    return number - (1 << 64) if number >= 1 << 63 else number
-
-
 def _bits(number: float) -> int:
-    return struct.unpack("<q", struct.pack("<d", number))[0]
+    return int.from_bytes(struct.pack("<d", number), "little", signed=True)
 
 
 def _checksum(tensor: torch.Tensor | None) -> int:
@@ -129,6 +124,6 @@ def _checksum(tensor: torch.Tensor | None) -> int:
         for start in range(0, elements.numel(), 1 << 22):
             words = elements[start : start + (1 << 22)].double().view(torch.int64)
             place = torch.arange(start, start + words.numel(), device=words.device)
-            value = _signed((value * 31 + int((words * (2 * place + 1)).sum())) % (1 << 64))
+            value = signed((value * 31 + int((words * (2 * place + 1)).sum())) % (1 << 64), 64)
         _checksums[tensor] = version, value or 1
     return _checksums[tensor][1]

@@ -14,6 +14,8 @@ import re
 import time
 import warnings
 import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -43,14 +45,15 @@ class Ranks:
         self._on_cpu = "cpu" in {device.type for device in group._device_types}
         self.names = dist.get_process_group_ranks(group)
         # Calls that this process has entered, and what made one of them fail after it had begun to send.
-        self._calls, self._broken = 0, None
+        self._calls = 0
+        self._broken: str | None = None
         self._met, self._sending = False, False
         self._began, self._waited = 0.0, 0.0
 
     # ---- one call of a function, from its checks to its last collective ----
 
     @contextlib.contextmanager
-    def call(self):
+    def call(self) -> Iterator[None]:
         """All of a function's work on this rank: an error in it is reported to the ranks that wait for this one.
 
         Ranks that all fail before anything is sent, as in a check, stay in step. After any other failure the group is
@@ -78,7 +81,7 @@ class Ranks:
             self._broken = f"rank {self.names[self.rank]} failed: {sentence}" if self._sending else None
             raise
 
-    def compare(self, numbers: list[int], device: torch.device) -> list[list[int]]:
+    def compare(self, numbers: list[int], device: torch.device) -> list[tuple[int, ...]]:
         """Every rank's `numbers`, by rank. The first comparison of a group waits for all ranks through the store.
 
         On CPU tensors if the group has a backend for them, since reading numbers off a GPU would wait for it.
@@ -92,17 +95,17 @@ class Ranks:
         numbers = [self._calls, *numbers]
         if self._on_cpu:
             # Everyone to everyone, in one hop: gloo's all-gather is a ring and takes world - 1.
-            everyones = self.exchange([[torch.tensor(numbers)]] * self.world)
+            received = self.exchange([[torch.tensor(numbers)]] * self.world)
         else:
-            everyones = self.gather(torch.tensor(numbers, device=device))()
-        calls, *everyones = zip(*everyones.tolist(), strict=True)
+            received = self.gather(torch.tensor(numbers, device=device))()
+        calls, *everyones = zip(*received.tolist(), strict=True)
         if len(set(calls)) > 1:
             self._raise_out_of_step(calls)
         return list(zip(*everyones, strict=True))
 
     # ---- collectives ----
 
-    def gather(self, tensor: torch.Tensor):
+    def gather(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
         """Start to gather equal tensors of all ranks; the result, called, waits and gives `(world, *shape)`."""
         device, tensor = tensor.device, self._movable(tensor.contiguous())
         everything = tensor.new_empty((self.world, *tensor.shape))
@@ -117,14 +120,14 @@ class Ranks:
 
         return result
 
-    def all_reduce(self, tensor: torch.Tensor, operation=None) -> torch.Tensor:
+    def all_reduce(self, tensor: torch.Tensor, operation: Any = None) -> torch.Tensor:
         """`tensor`, which may be overwritten, reduced over all ranks: summed, unless another operation is given."""
         operation = dist.ReduceOp.SUM if operation is None else operation
         device, tensor = tensor.device, self._movable(tensor)
         self._wait(dist.all_reduce(tensor, operation, group=self._group(), async_op=True), tensor)
         return tensor.to(device)
 
-    def exchange(self, parts: list[list[torch.Tensor]]) -> torch.Tensor:
+    def exchange(self, parts: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
         """What each rank has for this one, by rank and flat, `(world, numbers)`.
 
         `parts[r]`, one tensor after the other, goes to rank r. All ranks send this one as many numbers as it does.
@@ -141,13 +144,14 @@ class Ranks:
 
     def _movable(self, tensor: torch.Tensor) -> torch.Tensor:
         """`tensor`, on the CPU if it is on a GPU whose backend is gloo, which exchanges CPU tensors alone."""
-        if tensor.device.type == "cpu" or self._group()._get_backend(tensor.device).name() != "gloo":
+        group: Any = self._group()
+        if tensor.device.type == "cpu" or group._get_backend(tensor.device).name() != "gloo":
             return tensor
         return tensor.cpu()
 
     # ---- trouble ----
 
-    def _wait(self, work, tensor: torch.Tensor) -> None:
+    def _wait(self, work: Any, tensor: torch.Tensor) -> None:
         if tensor.device.type != "cpu":
             work.wait()
             return
@@ -170,7 +174,7 @@ class Ranks:
         except RuntimeError:  # the store is gone
             return True
 
-    def _key(self, *parts, call: int | None = None) -> str:
+    def _key(self, *parts: object, call: int | None = None) -> str:
         return "/".join(map(str, (_PREFIX, call or self._calls, *parts)))
 
     def _meet(self) -> None:
@@ -215,7 +219,7 @@ class Ranks:
             if self._store.check([key])
         ]
 
-    def _raise_lost(self, error: str | None) -> None:
+    def _raise_lost(self, error: str | None) -> NoReturn:
         """Find out what happened and raise RankFailure; `error`: what a collective said on this rank."""
         found = "" if error is None else f"; on rank {self.names[self.rank]} a collective ended with: {_gist(error)}"
         try:
@@ -243,7 +247,7 @@ class Ranks:
             )
         raise RankFailure(f"all {self.world} ranks answer, but a collective failed{found}")
 
-    def _raise_out_of_step(self, calls: tuple[int, ...]) -> None:
+    def _raise_out_of_step(self, calls: tuple[int, ...]) -> NoReturn:
         """The ranks' messages belong to different calls: some rank has failed in one and gone on, or made one alone."""
         where = ", ".join(f"rank {name} in its call {call}" for name, call in zip(self.names, calls, strict=True))
         reports = "".join(f"; {report}" for report in self._reports(min(calls)))
@@ -263,7 +267,7 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(-1).view(torch.uint8)
 
 
-def _timeout(group) -> float:
+def _timeout(group: Any) -> float:
     """The group's timeout in seconds."""
     options = getattr(group._get_backend(group._device_types[0]), "options", None)
     # Of a backend that does not tell: PyTorch's default.

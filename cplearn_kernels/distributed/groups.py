@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from ..options import Group
+from ..validation import check_rows
 from .collectives import Ranks
 
-WORLD = "world"
+_T = TypeVar("_T")
 
-_ranks: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+WORLD: Final = "world"
+
+_ranks: weakref.WeakKeyDictionary[dist.ProcessGroup, Ranks] = weakref.WeakKeyDictionary()
 
 
-def check_kind(process_group) -> None:
+def check_kind(process_group: object) -> None:
     """Raise unless `process_group` is None, "world" or a group that this process belongs to.
 
     Raises:
@@ -35,7 +41,7 @@ def check_kind(process_group) -> None:
         )
 
 
-def check(process_group) -> None:
+def check_usable(process_group: Group) -> None:
     """`check_kind`, and that the group can be used now.
 
     Raises:
@@ -53,7 +59,7 @@ def check(process_group) -> None:
             raise ValueError("process_group: the group was destroyed, expected one that is initialised") from None
 
 
-def name_of(process_group) -> str:
+def name_of(process_group: Group) -> str:
     """What stands for a group in an operator's arguments: its name, "world" for the default group, "" for None."""
     if process_group is None or isinstance(process_group, str):
         return process_group or ""
@@ -62,19 +68,33 @@ def name_of(process_group) -> str:
 
 def named(name: str) -> Ranks:
     """The ranks of the group that `name_of` named."""
-    check(WORLD)
+    check_usable(WORLD)
     if name == WORLD:
         return of(WORLD)
     try:
-        return of(torch._C._distributed_c10d._resolve_process_group(name))
+        group: Any = name
+        return of(torch._C._distributed_c10d._resolve_process_group(group))
     except RuntimeError:
         raise ValueError(f"process_group: there is no group {name!r} (any more), expected an initialised one") from None
 
 
-def of(process_group) -> Ranks:
+def of(process_group: Group) -> Ranks:
     """The ranks of a group ("world": of the default group), the same object in every call."""
-    if process_group == WORLD:
-        process_group = dist.group.WORLD
-    if process_group not in _ranks:
-        _ranks[process_group] = Ranks(process_group)
-    return _ranks[process_group]
+    group: Any = dist.group.WORLD if process_group == WORLD else process_group
+    if group not in _ranks:
+        _ranks[group] = Ranks(group)
+    return _ranks[group]
+
+
+def checked(check: Callable[[], _T], process_group: Group, rows: str) -> _T:
+    """What `check()` returns; with a process group its error is reported to the ranks that wait for this one."""
+    if process_group is None or torch.compiler.is_compiling():
+        check_rows(rows)
+        return check()
+    check_usable(process_group)
+    try:
+        check_rows(rows)
+        return check()
+    except BaseException:
+        with of(process_group).call():
+            raise

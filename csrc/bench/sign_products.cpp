@@ -1,8 +1,9 @@
-// Times ways to multiply rows by ±1 codes: kernels of their own, small enough to read, one core, the codes' bits at hand
-// in the form each wants. `python -m bench.sign_products` compiles and runs this; docs/performance.md has the results.
+// Times ways to multiply rows by ±1 codes: kernels of their own, small enough to read, one core, the codes' bits at
+// hand in the form each wants. `python -m bench.micro.sign_products` compiles and runs this; docs/performance.md has
+// the results.
 //
-// Every method computes the products of kLanes rows with 512 codes (`forward`), or adds 512 weighted codes (`backward`),
-// and is checked against the plain double loop before it is timed. Prints one JSON object per line.
+// Every method computes the products of kLanes rows with 512 codes (`forward`), or adds 512 weighted codes
+// (`backward`), and is checked against the plain double loop before it is timed. Prints one JSON object per line.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -13,15 +14,11 @@
 #include <random>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
-#include "lanes.h"
-
 #include "../cpu/vector.h"
 
 namespace {
+
+using namespace cplearn::CPK_TARGET;
 
 constexpr int64_t kCodes = 512;
 
@@ -241,7 +238,8 @@ void report(const char* name, const char* direction, const Problem& problem, int
     }
   }
   const double rate = double(problem.f) * kCodes * kLanes / seconds([&] { run(out); });
-  printf("{\"method\": \"%s\", \"direction\": \"%s\", \"num_features\": %ld, \"lanes\": %d, \"products_per_second\": %.4g}\n",
+  printf("{\"method\": \"%s\", \"direction\": \"%s\", \"num_features\": %ld, \"lanes\": %d, "
+         "\"products_per_second\": %.4g}\n",
          name, direction, long(problem.f), kLanes, rate);
   free(out);
 }

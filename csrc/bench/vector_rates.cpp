@@ -4,31 +4,21 @@
 #include <cstdint>
 #include <cstdio>
 
-#include "lanes.h"
-
-typedef float Vec __attribute__((vector_size(4 * CPK_LANES)));
+#include "../cpu/vector.h"
 
 namespace {
+
+using cplearn::CPK_TARGET::Vec;
 
 // Enough independent chains to hide the latency of an addition, few enough to stay in registers.
 constexpr int kChains = CPK_LANES == 16 ? 24 : 12;
 alignas(64) float memory[64 * CPK_LANES];  // in the first-level cache
 
 // Keeps the compiler from merging, dropping or reordering what happens to `v`.
-inline __attribute__((always_inline)) void opaque(Vec& v) {
-#if defined(__AVX512F__)
-  asm volatile("" : "+v"(v));  // any of the 32 registers
-#elif defined(__x86_64__)
-  asm volatile("" : "+x"(v));
-#elif defined(__aarch64__)
-  asm volatile("" : "+w"(v));
-#else
-  asm volatile("" : "+m"(v));
-#endif
-}
+CPK_INLINE void opaque(Vec& v) { asm volatile("" : CPK_VECTOR_OPERAND(v)); }
 
 template <int kFused>  // of every two operations: 0, 1 or 2 multiply-adds, the others additions
-inline __attribute__((always_inline)) void arithmetic(Vec (&x)[kChains], Vec a, Vec b) {
+CPK_INLINE void arithmetic(Vec (&x)[kChains], Vec a, Vec b) {
 #pragma GCC unroll 24
   for (int i = 0; i < kChains; ++i) {
     x[i] = i % 2 < kFused ? x[i] * a + b : x[i] + b;
@@ -36,14 +26,14 @@ inline __attribute__((always_inline)) void arithmetic(Vec (&x)[kChains], Vec a, 
   }
 }
 
-inline __attribute__((always_inline)) void loads(Vec (&x)[kChains], Vec, Vec) {
+CPK_INLINE void loads(Vec (&x)[kChains], Vec, Vec) {
 #pragma GCC unroll 24
   for (int i = 0; i < kChains; ++i) {
     x[i] = *reinterpret_cast<const volatile Vec*>(memory + i * CPK_LANES);
   }
 }
 
-inline __attribute__((always_inline)) void stores(Vec (&x)[kChains], Vec, Vec) {
+CPK_INLINE void stores(Vec (&x)[kChains], Vec, Vec) {
 #pragma GCC unroll 24
   for (int i = 0; i < kChains; ++i) {
     *reinterpret_cast<volatile Vec*>(memory + i * CPK_LANES) = x[i];

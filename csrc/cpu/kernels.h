@@ -38,19 +38,15 @@ struct LossResult {
 
 // What one range of codes, or a group of ranks that share out all codes, knows of rows; view 1's follow view 0's where
 // there are two. `best` is the largest logit (a float, in powers of two), `others` the sum of 2^(logit - best) over the
-// other codes. The code of a group's best is -1 where it is in another range.
+// other codes. The code of a group's best is kElsewhere where it is in another range.
 struct RowBests {
   double* best;
   double* others;
   int64_t* code;
 };
 
-// Sums over codes that the loss and the gradients of a row need, added over ranges; "others" are all codes but the
-// best. Agreement is `sum_j p_ij log(c p'_ij)`, p' the partner's p. The names of the rest are those of formulas.h.
-enum RowScalar : int { kAgreement, kMassOfOthers, kWeightsOfOthers, kBestPriorWeight, kBestPartnerU, kRowScalars };
-
 struct ShardSums {
-  double* scalars;   // (kRowScalars, 2 rows): of the range as shard_sums writes it, of the group for shard_gradients
+  double* scalars;   // (RowScalar, 2 rows): of the range as shard_sums writes it, of the group for shard_gradients
   double* expected;  // B and E of the range without best codes, in the kernels' own layout; unused unless need_grad
   double* pull;
   double prior;      // the prior's terms of both views
@@ -84,8 +80,8 @@ struct Kernels {
   void (*assign)(const Codes&, const Batch&, int64_t top_k, const Run&, float* scores, int64_t* found);
   // How many doubles ShardSums::expected and pull take each.
   void (*shard_size)(const Codes&, int64_t rows, int64_t& doubles);
-  // The steps of a rank; `bests` are the group's. When an input is not finite row_sums gives NaN for its row, shard_sums
-  // NaN throughout.
+  // The steps of a rank; `bests` are the group's. When an input is not finite row_sums gives NaN for its row,
+  // shard_sums NaN throughout.
   void (*row_sums)(const Codes&, const Batch&, double temperature, const Run&, RowBests& out);
   // out: (num_codes)
   void (*shard_mean_assignment)(const Codes&, const Batch&, const RowBests& bests, double temperature, const Run&,

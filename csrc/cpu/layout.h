@@ -1,6 +1,15 @@
-// How rows, codes and work are laid out: buffers, tiles of rows, the cut into slabs and rounds.
-//
-// No inclusion guard: see vector.h.
+// How rows, codes and work are laid out: buffers, tiles of rows, the cut into splits and rounds.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels.h"
+#include "vector.h"
+#include "workers.h"
+#include "workspace.h"
+
+namespace cplearn::CPK_TARGET {
 
 // Memory on a cache line, not initialised; throws std::bad_alloc. All of it is taken before a parallel region begins.
 template <class T>
@@ -33,36 +42,35 @@ static inline int64_t padded(int64_t floats) { return floats + 32; }
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-static inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// How the work is cut. Codes come in blocks, blocks in slabs of consecutive ones, rows in tiles; an item is one tile in
-// one slab, and each item is summed by one thread in ascending order of blocks. Slabs depend on the problem alone,
-// never on the number of threads, so neither does the result. One slab does when there are tiles enough to share out. A
-// round takes a group of blocks from every slab: few enough codes that a round's arrays stay in the second-level cache,
-// enough that barriers do not show.
+// How the work is cut. Codes come in blocks, blocks in splits of consecutive ones, rows in tiles; an item is one tile
+// in one split, and each item is summed by one thread in ascending order of blocks. Splits depend on the problem alone,
+// never on the number of threads, so neither does the result. One split does when there are tiles enough to share out.
+// A round takes a group of blocks from every split: few enough codes that a round's arrays stay in the second-level
+// cache, enough that barriers do not show.
 struct Schedule {
   static constexpr int64_t kWantedItems = 8;
   static constexpr int64_t kRoundCodes = 256;
 
-  int64_t block, blocks, num_codes, tiles, slabs, slab_blocks, group, rounds;
+  int64_t block, blocks, num_codes, tiles, splits, split_blocks, group, rounds;
 
   template <class Blocks>
   Schedule(const Blocks& dictionary, int64_t tiles_)
       : block(dictionary.block), num_codes(dictionary.num_codes), tiles(tiles_) {
-    blocks = divide_up(num_codes, block);
+    blocks = ceil_div(num_codes, block);
     group = block < kRoundCodes ? kRoundCodes / block : 1;
-    slabs = smaller(divide_up(kWantedItems, tiles), divide_up(blocks, group));
-    slab_blocks = divide_up(blocks, slabs);
-    slabs = divide_up(blocks, slab_blocks);
-    rounds = divide_up(slab_blocks, group);
+    splits = smaller(ceil_div(kWantedItems, tiles), ceil_div(blocks, group));
+    split_blocks = ceil_div(blocks, splits);
+    splits = ceil_div(blocks, split_blocks);
+    rounds = ceil_div(split_blocks, group);
   }
 
-  int64_t items() const { return slabs * tiles; }
-  int64_t first_block(int64_t slab, int64_t round) const { return slab * slab_blocks + round * group; }
-  // How many blocks the slab has in this round: `group`, fewer at its end, or none.
-  int64_t blocks_in(int64_t slab, int64_t round) const {
-    const int64_t end = smaller((slab + 1) * slab_blocks, blocks);
-    const int64_t left = end - first_block(slab, round);
+  int64_t items() const { return splits * tiles; }
+  int64_t first_block(int64_t split, int64_t round) const { return split * split_blocks + round * group; }
+  // How many blocks the split has in this round: `group`, fewer at its end, or none.
+  int64_t blocks_in(int64_t split, int64_t round) const {
+    const int64_t end = smaller((split + 1) * split_blocks, blocks);
+    const int64_t left = end - first_block(split, round);
     return left < 0 ? 0 : smaller(left, group);
   }
   // How many codes of a block exist: all but perhaps the last are whole.
@@ -75,7 +83,7 @@ struct Tiling {
   int64_t rows, per_batch, count;
 
   Tiling(int64_t rows_, int num_batches)
-      : rows(rows_), per_batch(divide_up(rows, kLanes)), count(num_batches * per_batch) {}
+      : rows(rows_), per_batch(ceil_div(rows, kLanes)), count(num_batches * per_batch) {}
 
   // Whether lane `i`, counted over all tiles, holds no row.
   bool is_padding(int64_t i) const { return i % (per_batch * kLanes) >= rows; }
@@ -137,3 +145,5 @@ static void store_rows(const Blocks& dictionary, const float* tile, int64_t firs
     for (int64_t row = 0; row < height; ++row) store_part(to + row * dictionary.num_features, x[row], width);
   }
 }
+
+}  // namespace cplearn::CPK_TARGET

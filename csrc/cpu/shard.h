@@ -1,17 +1,30 @@
 // One range of codes against all rows of a group of ranks, in steps between which the ranks combine what they found:
 // row_sums, then shard_sums and shard_gradients for the loss, or shard_mean_assignment.
-//
-// No inclusion guard: see vector.h.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "../formulas.h"
+#include "kernels.h"
+#include "layout.h"
+#include "loss/gradients.h"
+#include "loss/pass.h"
+#include "rows/functions.h"
+#include "rows/pass.h"
+#include "vector.h"
+#include "workers.h"
+
+namespace cplearn::CPK_TARGET {
 
 template <class Blocks>
 static void row_sums(const Blocks& dictionary, const Batch& batch, double temperature, const Run& run,
                      RowBests& out) {
-  const Tiles rows(dictionary, &batch, 1, kLog2E / temperature, run.threads);
-  const RowSums sums(rows.count * kLanes);
-  row_pass(dictionary, rows, run, sums);
+  const SummedRows found(dictionary, batch, temperature, run);
+  const RowSums& sums = found.sums;
   for (int64_t i = 0; i < batch.rows; ++i) {
     out.best[i] = sums.best[i], out.others[i] = sums.others[i], out.code[i] = sums.code[i];
-    if (rows.finite) continue;
+    if (found.rows.finite) continue;
     const float* const row = batch.data + i * dictionary.num_features;
     bool finite = true;
     for (int64_t k = 0; k < dictionary.num_features; ++k) finite &= row[k] - row[k] == 0;
@@ -20,10 +33,10 @@ static void row_sums(const Blocks& dictionary, const Batch& batch, double temper
 }
 
 // What the group knows, by lane.
-static void spread(const RowBests& bests, const Tiling& tiling, int64_t total_codes, const RowSums& out) {
+static inline void spread(const RowBests& bests, const Tiling& tiling, int64_t total_codes, const RowSums& out) {
   for (int64_t i = 0; i < tiling.count * kLanes; ++i) {
     const int64_t padded_rows = tiling.per_batch * kLanes, row = i / padded_rows * tiling.rows + i % padded_rows;
-    if (tiling.is_padding(i)) out.set(i, 0, 0, -1, true, total_codes);
+    if (tiling.is_padding(i)) out.set(i, 0, 0, kElsewhere, true, total_codes);
     else out.set(i, float(bests.best[row]), bests.others[row], bests.code[row], false, total_codes);
   }
 }
@@ -32,7 +45,7 @@ template <class Blocks>
 static void shard_mean_assignment(const Blocks& dictionary, const Batch& batch, const RowBests& bests,
                                   double temperature, const Run& run, float* out) {
   const Tiles rows(dictionary, &batch, 1, kLog2E / temperature, run.threads);
-  const RowSums sums(rows.count * kLanes);
+  const RowSums sums(rows);
   spread(bests, rows, dictionary.total_codes, sums);
   means_of_codes(dictionary, rows, sums, run, out);
 }
@@ -89,7 +102,7 @@ static void shard_sums(const Blocks& dictionary, const Batch (&views)[2], const 
     for (int64_t i = 0; request.need_grad && i < kept.size(); ++i) out.expected[i] = out.pull[i] = NAN;
     return;
   }
-  const RowSums sums(rows.count * kLanes);
+  const RowSums sums(rows);
   spread(bests, rows, dictionary.total_codes, sums);
   with_loss_pass(dictionary, rows, sums, request, run, [&](const auto& pass) {
     pass.write_scalars(out.scalars);
@@ -102,9 +115,11 @@ template <class Blocks>
 static void shard_gradients(const Blocks& dictionary, int64_t rows, const RowBests& bests, double temperature,
                             double beta, const ShardSums& found, const Run& run, float* grad) {
   const Tiling tiling(rows, 2);
-  const RowSums sums(tiling.count * kLanes);
+  const RowSums sums(tiling);
   spread(bests, tiling, dictionary.total_codes, sums);
   float* const grads[2] = {grad, grad + rows * dictionary.num_features};
   const KeptSums kept(dictionary, tiling, found);
   write_gradients(dictionary, tiling, sums, found.scalars, kept, temperature, beta, run, grads);
 }
+
+}  // namespace cplearn::CPK_TARGET

@@ -1,46 +1,17 @@
-// The CPU kernels for one instruction set. The build compiles this file once per set, with its own flags, CPK_TARGET (a
-// name) and CPK_LANES; everything it includes lands in a namespace of that name. No templates of the standard library:
-// the linker keeps one copy of each, perhaps that of an instruction set which this processor does not have.
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <ctime>
-
-#include <sched.h>
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-#if defined(CPK_STD_THREADS)
-#include <thread>
-#include <vector>
-#elif defined(_OPENMP)
-#include <omp.h>
-#endif
-
-#include "../formulas.h"
-#include "../philox.h"
+// The CPU kernels for one instruction set: their table. The build compiles this file once per set, with its own flags,
+// CPK_TARGET (a name) and CPK_LANES; see target.h.
 #include "kernels.h"
-#include "workspace.h"
 
-namespace cplearn {
-namespace CPK_TARGET {
-
-#include "vector.h"
-#include "walsh_hadamard.h"
-#include "workers.h"
-#include "layout.h"
-#include "hadamard_blocks.h"
-#include "sign_blocks.h"
-#include "row_pass.h"
-#include "loss_streams.h"
-#include "loss_columns.h"
-#include "loss_gradients.h"
-#include "loss_pass.h"
-#include "row_functions.h"
+#include "codes/hadamard_blocks.h"
+#include "codes/sign_blocks.h"
+#include "loss/pass.h"
+#include "rows/assign.h"
+#include "rows/functions.h"
+#include "rows/softmax.h"
 #include "shard.h"
-#include "softmax.h"
-#include "assign.h"
+#include "target.h"
+
+namespace cplearn::CPK_TARGET {
 
 // Converts to a plain function of the table, of whatever arguments the table names, that picks the kind of dictionary.
 #define CPK_FOR_BOTH_KINDS(function)                                                         \
@@ -94,5 +65,4 @@ constexpr Kernels kernels = {  // constant: nothing of this file may run before 
     AnyKind_shard_gradients(),
 };
 
-}  // namespace CPK_TARGET
-}  // namespace cplearn
+}  // namespace cplearn::CPK_TARGET

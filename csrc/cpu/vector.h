@@ -1,12 +1,15 @@
 // Vectors of CPK_LANES floats, one row of the batch per lane, and the elementary functions on them.
 //
 // GCC/Clang vector extensions, so one source serves every instruction set; intrinsics only where the extensions have
-// no operation for it. No inclusion guard: each instruction set includes this once, inside a namespace of its own, so
-// that the linker can never pick an inline function compiled for another processor.
+// no operation for it.
+#pragma once
 
-#ifndef CPK_LANES
-#error "CPK_LANES must be set by the build"
-#endif
+#include <cstdint>
+#include <cstring>
+
+#include "target.h"
+
+namespace cplearn::CPK_TARGET {
 
 constexpr int kLanes = CPK_LANES;
 typedef float Vec __attribute__((vector_size(4 * CPK_LANES)));
@@ -17,8 +20,6 @@ typedef int32_t VecInt __attribute__((vector_size(4 * CPK_LANES)));
 constexpr int kWideLanes = CPK_LANES / 2;
 typedef uint64_t VecWide __attribute__((vector_size(4 * CPK_LANES)));
 typedef uint32_t VecNarrow __attribute__((vector_size(2 * CPK_LANES)));
-
-#define CPK_INLINE inline __attribute__((always_inline))
 
 CPK_INLINE Vec broadcast(float value) { return value - Vec{}; }
 CPK_INLINE VecInt broadcast_int(int32_t value) { return value - VecInt{}; }
@@ -96,18 +97,21 @@ CPK_INLINE Vec narrowed(VecDouble v) {
 // `mask` is 0 or the sign bit in every lane.
 CPK_INLINE Vec flip_sign(Vec v, uint32_t mask) { return as_float(as_int(v) ^ broadcast_int(int32_t(mask))); }
 
+// A vector as an operand of an assembler statement that changes it.
+#if defined(__AVX512F__)
+#define CPK_VECTOR_OPERAND "+v"  // any of the 32 registers
+#elif defined(__x86_64__)
+#define CPK_VECTOR_OPERAND "+x"
+#elif defined(__aarch64__)
+#define CPK_VECTOR_OPERAND "+w"
+#else
+#define CPK_VECTOR_OPERAND "+m"
+#endif
+
 // The value itself, rounded: the compiler must not merge the product that made it into a following addition. For
 // results that have to be the same bits in code that uses more of them and in code that uses less.
 CPK_INLINE Vec rounded(Vec v) {
-#if defined(__AVX512F__)
-  asm("" : "+v"(v));  // any of the 32 registers
-#elif defined(__x86_64__)
-  asm("" : "+x"(v));
-#elif defined(__aarch64__)
-  asm("" : "+w"(v));
-#else
-  asm("" : "+m"(v));
-#endif
+  asm("" : CPK_VECTOR_OPERAND(v));
   return v;
 }
 
@@ -267,3 +271,5 @@ struct LeveledSum {
   }
   CPK_INLINE Vec total() const { return all + sixteen + group; }
 };
+
+}  // namespace cplearn::CPK_TARGET

@@ -1,6 +1,22 @@
 // Threads: how work is shared out, barriers that behave on a busy machine, and stopping early.
-//
-// No inclusion guard: see vector.h.
+#pragma once
+
+#include <cstdint>
+#include <ctime>
+
+#include <sched.h>
+
+#if defined(CPK_STD_THREADS)
+#include <thread>
+#include <vector>
+#elif defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#include "kernels.h"
+#include "target.h"
+
+namespace cplearn::CPK_TARGET {
 
 // The share of worker `worker` of `workers` in `count` things.
 struct Share {
@@ -97,3 +113,5 @@ class Interruption {
   double asked_;
   int64_t last_ = INT64_MAX;
 };
+
+}  // namespace cplearn::CPK_TARGET

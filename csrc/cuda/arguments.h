@@ -1,10 +1,11 @@
 // What the passes over all codes are told: rows, the span of codes, where results go.
 //
 // Rows are those of one view or two, view 1 after view 0: `total` of them, `per_view` each. Codes come in spans, and a
-// span in blocks; a tile is one row with one block, worked on by a team of threads (hadamard_tile.cuh, stored_tile.cuh).
+// span in blocks; a tile is one row with one block, worked on by a team of threads (hadamard_tile.cuh,
+// stored_tile.cuh).
 #pragma once
 
-#include "../codes.h"
+#include "../formulas.h"
 #include "call.h"
 
 namespace cplearn::cuda {
@@ -14,8 +15,8 @@ struct TileData {
   const float* rows;      // Hadamard: prepared rows (total, block). Stored: products (total, stride) of the span
   const uint32_t* signs;  // Hadamard: sign bits of the span's blocks, a word per thread of a team
   int64_t stride;         // stored: codes of the span, rounded up to whole blocks
-  // Stored: pairs of half floats of a span's weights, in the order of half_order.cuh, and what they are to be multiplied
-  // with, (rows, blocks): of the weights from row 0, of p from row `weight_rows` on.
+  // Stored: pairs of half floats of a span's weights, in the order of mma_fragment_layout.cuh, and what they are to be
+  // multiplied with, (rows, blocks): of the weights from row 0, of p from row `weight_rows` on.
   uint32_t *high, *low;
   float* scales;
   int64_t weight_rows;
@@ -27,9 +28,6 @@ struct Span {
   int64_t first;
   int32_t count;
 };
-
-// The best code of a row for which it is another range's: no code of a span has this number.
-constexpr int32_t kElsewhere = -1;
 
 // What the first pass leaves for each row, (total) each; the logits are in powers of two.
 struct RowState {
@@ -61,8 +59,8 @@ struct ColumnSumsArguments {
   float* top;   // (splits, views, count): the largest u, for the prior's cross entropy; else null
 };
 
-// What codes are weighted with besides p: nothing; a number per code; the products with a second array of rows; what the
-// loss's gradient asks for.
+// What codes are weighted with besides p: nothing; a number per code; the products with a second array of rows; what
+// the loss's gradient asks for.
 enum class Weights : int { kNone, kPerCode, kProducts, kReverseKL, kCrossEntropy };
 
 struct WeightedCodesArguments {
@@ -78,10 +76,11 @@ struct WeightedCodesArguments {
   const float* slope;     // (views, column_stride): g of the span, zeros behind it; kPerCode: the codes' numbers
   const float* top;       // kCrossEntropy: likewise
   const float* centre;   // kPerCode, kProducts: (total), subtracted from the weights
-  // Hadamard: (splits, 2, total, block), of the weighted codes and of p times the codes; added to, but for the first span
+  // Hadamard: (splits, 2, total, block), of the weighted codes and of p times the codes; added to, but for the first
+  // span
   double* sums;
   // (splits * parts, total), added to: the sums of p, of the weights and of p times the partner's u
-  double *mass, *weight, *agreement;
+  double *mass, *weight, *cross_term;
   // (total), written where a row's best code is one of these codes
   double* best_weight;  // the prior's part of its weight
   float* best_partner;  // the partner's u at it

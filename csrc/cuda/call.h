@@ -15,8 +15,8 @@ struct Device {
   void* stream;         // cudaStream_t
   int processors;       // multiprocessors
   int shared_limit;     // bytes of shared memory that a block may ask for
-  // What decides how much memory a call takes, whatever the number of codes is: codes that are worked on at a time, and,
-  // for independent codes, whose products are kept meanwhile, products.
+  // What decides how much memory a call takes, whatever the number of codes is: codes that are worked on at a time,
+  // and, for independent codes, whose products are kept meanwhile, products.
   int64_t span_codes, span_products;
 };
 

@@ -4,8 +4,11 @@
 #include <stdexcept>
 #include <string>
 
+#include "../codes.h"
 #include "call.h"
-#include "device.cuh"
+#ifdef CPK_EMULATE
+#include "emulation.h"
+#endif
 
 namespace cplearn::cuda {
 
@@ -47,6 +50,7 @@ inline void launch_zeros(const char* name, void* p, size_t bytes, const Call& ca
 
 #endif
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// A grid with a thread for each item.
+inline dim3 blocks_for(int64_t items, int threads) { return {unsigned(ceil_div(items, threads))}; }
 
 }  // namespace cplearn::cuda

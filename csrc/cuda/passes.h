@@ -12,7 +12,8 @@ struct Passes {
   int threads;  // that work on a tile
   int parts;    // partial results that a team leaves
   bool in_memory;  // products and weights of a span lie in memory (stored_tile.cuh)
-  // Of the kernels that own rows: rows of a block of threads, and blocks that a multiprocessor holds, as registers allow.
+  // Of the kernels that own rows: rows of a block of threads, and blocks that a multiprocessor holds, as registers
+  // allow.
   int best_rows, best_resident;
   int weighted_rows, weighted_resident;
   void (*best_codes)(const Call&, const BestCodesArguments&, int splits);

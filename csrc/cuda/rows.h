@@ -1,8 +1,8 @@
-// The small kernels around the passes: rows on their way in, bits of the codes, merging of partial results, rows on their
-// way out. rows_in.cu, signs.cu, rows_out.cu and codes_out.cu hold them; everything is launched on the call's stream.
+// The small kernels around the passes: rows on their way in, bits of the codes, merging of partial results, rows on
+// their way out. prologue.cu, signs.cu, epilogue.cu and epilogue_sums.cu hold them; everything is launched on the
+// call's stream.
 #pragma once
 
-#include "../formulas.h"
 #include "arguments.h"
 
 namespace cplearn::cuda {
@@ -32,12 +32,12 @@ struct Places {
   const int32_t* coordinate_at;
 };
 
-// ---- rows_in.cu ----
+// ---- prologue.cu ----
 
 // Rows times `factor`, clamped so that no sum overflows, in HadamardOrder: (total, block). A row that is not finite
 // becomes NaN.
 void prepare_rows(const Call&, const Batch&, double factor, int log2_block, const int32_t* coordinate_at, float* out);
-// The same as pairs of half floats in the order of half_order.cuh, and what to multiply them with (total).
+// The same as pairs of half floats in the order of mma_fragment_layout.cuh, and what to multiply them with (total).
 void prepare_halves(const Call&, const Batch&, double factor, int64_t width, uint32_t* high, uint32_t* low,
                     float* scales);
 // `out_i = h_i · w_code(i)` of the rows of one view, with the codes of `code`.
@@ -53,14 +53,14 @@ void fill_with_zeros(const Call&, void* p, size_t bytes);
 
 // Sign bits of the range's Hadamard blocks first … first + blocks - 1 for HadamardTile: (blocks, block / 32) words.
 void block_signs(const Call&, const Codes&, int64_t first, int64_t blocks, const int32_t* coordinate_at, uint32_t* out);
-// Sign bits of codes from `first` on for sign_product: (columns, width / 32) words, columns in the order of half_order.cuh.
-// Columns past the range's end repeat its last code.
+// Sign bits of codes from `first` on for sign_gemm: (columns, width / 32) words, columns in the order of
+// mma_fragment_layout.cuh. Columns past the range's end repeat its last code.
 void code_bits(const Call&, const Codes&, int64_t first, int64_t columns, int64_t width, uint32_t* out);
 // Of those the transpose: (num_features, columns / 32) words, bit i of word w that of code 32 w + i.
 void transposed_bits(const Call&, const uint32_t* bits, int64_t columns, int64_t width, int64_t num_features,
                      uint32_t* out);
 
-// ---- rows_out.cu ----
+// ---- epilogue.cu ----
 
 // Merges partial results (parts, total) into `state`, or starts it; the last time also makes the rows' constants.
 void merge_best(const Call&, const float* best, const double* others, const int32_t* code, int parts, int32_t total,
@@ -94,16 +94,14 @@ void finish_columns(const Call&, const FinishColumns&);
 // Numbers of the caller's, one per code, for the passes: zero from `count` on.
 void copy_columns(const Call&, const float* from, int64_t count, int64_t stride, float* to);
 
-// Of each row, (total) each: sums over some codes which, added up over all ranges, are those over all codes.
+// Where the sums of formulas.h, RowScalar, lie: (total) each, in their order.
 struct RowScalars {
-  double* agreement;      // of p log(c p'), p' the partner's p
-  double *mass, *weight;  // without the best code: of p, of the weights
-  double *best_weight, *best_partner;  // as in WeightedCodesArguments; zero where the best code is another range's
+  double *cross_term, *mass, *weight, *best_weight, *best_partner;
 };
 
 // Sums over splits and parts, and what they become.
 struct FinishRows {
-  const double *mass, *weight, *agreement;  // (parts, total)
+  const double *mass, *weight, *cross_term;  // (parts, total)
   const double* best_weight;                // (total)
   const float* best_partner;
   RowState rows;
@@ -111,20 +109,20 @@ struct FinishRows {
   int32_t total;
   double beta;
   BestShare* shares;   // (total); null for a range, whose sums are not all
-  RowScalars scalars;  // null but for `agreement`, or all
+  RowScalars scalars;  // null but for `cross_term`, or all
 };
 void finish_rows(const Call&, const FinishRows&);
 // The shares from the scalars of all ranges; `others` as in RowSums.
 void share_rows(const Call&, const double* others, const RowScalars&, int32_t total, double beta, BestShare* shares);
 // loss, invariance, prior, each the mean over both orders.
-void finish_loss(Call&, const double* agreement, int32_t total, const double* prior, double beta, int64_t total_codes,
+void finish_loss(Call&, const double* cross_term, int32_t total, const double* prior, double beta, int64_t total_codes,
                  float* out);
 // The prior's terms of a range, of both views.
 void finish_prior(Call&, const double* prior, double* out);
 void finish_logsumexp(const Call&, const RowState&, int32_t total, float* out);
 void finish_scores(const Call&, const RowState&, int32_t total, float* scores, int64_t* codes);
 
-// ---- codes_out.cu ----
+// ---- epilogue_sums.cu ----
 
 struct FinishSums {
   const double* sums;  // (splits, 2, rows, width)

@@ -27,7 +27,7 @@ struct Matrix {
 inline double sign(const Codes& codes, int64_t j, int64_t k) {
   bool negative;
   if (codes.kind == CodeKind::kPacked) {
-    negative = codes.packed[j * ((codes.num_features + 31) / 32) + k / 32] >> (k % 32) & 1;
+    negative = codes.packed[j * cplearn::words_of_code(codes) + k / 32] >> (k % 32) & 1;
   } else {
     const bool hadamard = codes.kind == CodeKind::kHadamard;
     const int64_t code = codes.first_code + j, index = hadamard ? code >> codes.log2_block : code;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../cpu/kernels.h"
+#include "../formulas.h"
 #include "random_case.h"
 
 // One range of the codes of a case, and what is known of the rows.
@@ -19,7 +20,7 @@ struct Shard {
   Shard(const Case& test, int64_t start_, int64_t stop) : start(start_), codes(test.codes) {
     codes.num_codes = stop - start;
     codes.first_code += start;
-    codes.packed += start * ((codes.num_features + 31) / 32);
+    codes.packed += start * cplearn::words_of_code(codes);
   }
   cplearn::RowBests bests(int64_t row = 0) { return {best.data() + row, others.data() + row, code.data() + row}; }
   cplearn::ShardSums sums(std::vector<double>& of_rows) {
@@ -66,7 +67,7 @@ inline void find_bests(const cplearn::Kernels& kernels, std::vector<Shard>& shar
     }
     for (size_t s = 0; s < shards.size(); ++s) {
       shards[s].best[row] = best, shards[s].others[row] = others;
-      if (s != winner) shards[s].code[row] = -1;
+      if (s != winner) shards[s].code[row] = cplearn::kElsewhere;
     }
   }
 }
@@ -77,7 +78,7 @@ inline void loss_by_shards(const cplearn::Kernels& kernels, std::vector<Shard> s
   find_bests(kernels, shards, views, 2, request.temperature, run);
   const size_t n = size_t(views[0].rows), size = n * size_t(shards[0].codes.num_features);
   std::vector<double> scalars(cplearn::kRowScalars * 2 * n), grad(2 * size);
-  double agreement = 0, prior = 0;
+  double cross_term = 0, prior = 0;
   for (Shard& shard : shards) {
     shard.scalars.resize(scalars.size());
     int64_t doubles = 0;
@@ -90,8 +91,8 @@ inline void loss_by_shards(const cplearn::Kernels& kernels, std::vector<Shard> s
     prior += sums.prior / 2;
     for (size_t i = 0; i < scalars.size(); ++i) scalars[i] += shard.scalars[i];
   }
-  for (size_t i = 0; i < 2 * n; ++i) agreement += scalars[cplearn::kAgreement * 2 * n + i];
-  result.invariance = std::log(double(shards[0].codes.total_codes)) - agreement / double(2 * n);
+  for (size_t i = 0; i < 2 * n; ++i) cross_term += scalars[cplearn::kCrossTerm * 2 * n + i];
+  result.invariance = std::log(double(shards[0].codes.total_codes)) - cross_term / double(2 * n);
   result.prior = prior;
   if (!request.need_grad) return;
   for (Shard& shard : shards) {

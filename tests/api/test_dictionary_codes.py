@@ -150,7 +150,7 @@ def codes_seen_by(backend, dictionary):
 @pytest.mark.parametrize("f, c", [(1, 9), (2, 9), (3, 50), (7, 300), (100, 300), (129, 700), (300, 520)])
 @pytest.mark.parametrize("seed", [0, 2**63 + 12345, 2**64 - 1])
 def test_compiled_codes_equal_pythons(f, c, seed):
-    """Every bit of W. Blocks beyond 2^32 cannot be reached in a test; the C++ generator's high words are tested alone."""
+    """Every bit of W. Blocks beyond 2^32 are out of a test's reach; the C++ generator's high words are tested alone."""
     dictionary = cpk.HadamardDictionary(f, c, seed=seed)
     seen = codes_seen_by("cpu", dictionary)
     assert torch.equal(seen, dictionary.to_dense())

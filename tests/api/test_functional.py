@@ -1,4 +1,4 @@
-"""Tests of functional.py and validation.py: every bad input, what NaN does, which dtypes come back, the loss's terms."""
+"""Tests of functional.py and validation.py: every bad input, what NaN does, dtypes of results, the loss's terms."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_check_for_work_notices_work(work):
     assert len(work) == len(BACKENDS)
 
 
-# ---- bad embeddings, for every function --------------------------------------------------------------------------------
+# ---- bad embeddings, for every function ------------------------------------------------------------------------------
 
 FUNCTIONS = {
     "cplearn_loss": lambda h, d, **o: cpk.cplearn_loss(h, h, d, temperature=0.5, **o),
@@ -209,7 +209,7 @@ def test_loss_of_embeddings_that_are_not_finite(value, backend, kind, view):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("backend", FUSED)
 def test_rows_that_are_not_finite_stay_alone(value, backend):
-    """Functions of single rows: NaN in that row (assign: not finite), the others to the bit; the batch mean is all NaN."""
+    """Functions of single rows: NaN in that row (assign: not finite), the others to the bit; the batch mean all NaN."""
     h = H1.clone()
     h[2, 5] = value
     others = [0, 1, 3, 4]

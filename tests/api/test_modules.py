@@ -128,7 +128,7 @@ def test_bad_arguments_fail_when_the_module_is_made(options, error, given, expec
     assert given in message and expected in message and "\n" not in message
 
 
-# ---- state ------------------------------------------------------------------------------------------------------------
+# ---- state -----------------------------------------------------------------------------------------------------------
 
 OTHERS = {
     "another kind": lambda: make_dictionary("rademacher", 7, 20, seed=5),
@@ -202,7 +202,7 @@ def test_states_that_are_no_identity():
             criterion.load_state_dict({"dictionary_identity": wrong})
 
 
-# ---- copies and moves ---------------------------------------------------------------------------------------------------
+# ---- copies and moves ------------------------------------------------------------------------------------------------
 
 
 def through_a_file(module):
@@ -244,7 +244,7 @@ def test_moves_take_the_matrix_along():
     assert criterion.dictionary.weight.device.type == criterion.prior_probs.device.type == "meta"
 
 
-# ---- training -----------------------------------------------------------------------------------------------------------
+# ---- training --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,4 +1,4 @@
-"""Tests of ops.py: operators by opcheck, the compiler, autocast, half precision, strides, graphs, second derivatives."""
+"""Tests of ops.py: opcheck, the compiler, autocast, half precision, strides, graphs, second derivatives."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check(operator, *arguments):
     torch.library.opcheck(operator, arguments)
 
 
-# ---- opcheck -----------------------------------------------------------------------------------------------------------
+# ---- opcheck ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend, kind, dtype", PATHS)
@@ -84,7 +84,7 @@ def test_dictionaries_cross_the_boundary_as_plain_values(kind):
     assert ops.dictionary_arguments(of_signs)[1] is of_signs.signs and of_signs.signs.dtype == torch.int32
 
 
-# ---- torch.compile -------------------------------------------------------------------------------------------------------
+# ---- torch.compile ---------------------------------------------------------------------------------------------------
 
 
 def compiled(function, backend="aot_eager", **options):
@@ -155,7 +155,7 @@ def test_compiled_functions_of_one_batch(name):
     assert codes.tolist() == cpk.assign(h, DICTIONARIES["hadamard"], top_k=3)[1].tolist() and not scores.requires_grad
 
 
-# ---- autocast and half precision --------------------------------------------------------------------------------------------
+# ---- autocast and half precision -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", DICTIONARIES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from cases import FUSED, embeddings, loss_and_gradients, make_dictionary, one_thread, same_bits  # noqa: F401
@@ -142,9 +144,9 @@ def test_nothing_of_size_c_is_kept(backend, name):
     views = [h.requires_grad_() for h in embeddings(n, f)][: 2 if name == "cplearn_loss" else 1]
     for c in (16, 5000):
         dictionary = make_dictionary("hadamard", f, c)
-        function = getattr(cpk, name)
-        assert kept_elements(lambda: function(*views, dictionary, temperature=0.5, backend=backend)) <= limit
-        wrong = kept_elements(lambda: getattr(cpk.reference, name)(*views, dictionary, temperature=0.5))
+        options = {"dictionary": dictionary, "temperature": 0.5}
+        assert kept_elements(functools.partial(getattr(cpk, name), *views, **options, backend=backend)) <= limit
+        wrong = kept_elements(functools.partial(getattr(cpk.reference, name), *views, **options))
         assert wrong > limit or c == 16
 
 

@@ -82,7 +82,7 @@ def test_functions_of_one_batch_against_the_formula_written_out():
     for name, value in expected.items():
         got = getattr(reference, name)(h, dictionary, temperature=0.7)
         torch.testing.assert_close(got, torch.tensor(value, dtype=F64), rtol=1e-12, atol=1e-12, msg=name)
-    # Equal scores come in the order of their codes; rounding makes equals of nearly equal ones, hence the rounding here.
+    # Equal scores come in the order of their codes; rounding makes equals of nearly equal ones, hence it here.
     best = [sorted(range(6), key=lambda j: (-round(row[j], 12), j))[:4] for row in scores]
     found_scores, found = reference.assign(h, dictionary, top_k=4)
     assert found.tolist() == best
@@ -116,7 +116,7 @@ def test_function_derivatives(name):
     assert torch.autograd.gradgradcheck(function, (h,), fast_mode=True)
 
 
-# ---- finite where the authors' formula is not -------------------------------------------------------------------------
+# ---- finite where the authors' formula is not ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prior", PRIORS)
@@ -135,7 +135,7 @@ def test_finite_on_aligned_codes(prior, strength, backend):
     assert all(bool(result.isfinite().all()) for result in results)
 
 
-# ---- known values -----------------------------------------------------------------------------------------------------
+# ---- known values ----------------------------------------------------------------------------------------------------
 
 
 def codes_as_rows(dictionary, rows):

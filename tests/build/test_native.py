@@ -41,12 +41,20 @@ def cases_passed(output):
     return int(re.search(r"^all (\d+) cases passed$", output, re.MULTILINE).group(1))
 
 
+def assert_kept_apart(compiled, target):
+    """Of a function that two instruction sets had under one name the linker would keep one, for all processors."""
+    symbols = [line.split(maxsplit=2)[1:] for line in run("nm", "-C", "--defined-only", str(compiled)).splitlines()]
+    functions = [name for kind, name in symbols if kind in "TWu"]
+    assert functions and all(f"cplearn::{target}::" in name for name in functions), functions
+
+
 def test_every_instruction_set(tmp_path):
     program = build(tmp_path, cpu.targets())
     output = run(program, "--cases", "60", "--seed", "1000")
     assert cases_passed(output) == 60 * len(cpu.targets())
     for target in cpu.targets():
         assert f"{target}: 60 cases" in output
+        assert_kept_apart(tmp_path / "CMakeFiles" / f"cpu_{target}.dir" / "csrc" / "cpu" / "target.cpp.o", target)
     nothing = subprocess.run([program, "--target", "sse9"], capture_output=True, text=True, timeout=60)
     assert nothing.returncode == 1 and "nothing was run" in nothing.stdout
 

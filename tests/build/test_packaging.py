@@ -1,4 +1,4 @@
-"""Tests of setup.py, pyproject.toml, MANIFEST.in and csrc/: what wheel and sdist hold, and that no torch header is used.
+"""Tests of setup.py, pyproject.toml, MANIFEST.in and csrc/: what wheel and sdist hold, and that no torch header is in.
 
 Both are built here without build isolation, because an isolated build needs a network; in a copy of the sources, so
 that the checkout stays as it is; and without optimisation, which would take twice as long.
@@ -92,8 +92,8 @@ def test_wheel_holds_the_package_alone(wheel):
     tops = {name.split("/")[0] for name in names}
     assert tops == {"cplearn_kernels", next(top for top in tops if top.endswith(".dist-info"))}
     assert {name for name in names if name.endswith(".py")} == sources("cplearn_kernels", "*.py")
-    for record in ("triton/tuning.json", "cuda/architectures.json"):
-        assert f"cplearn_kernels/backends/{record}" in names
+    for record in ("backends/triton/tuning.json", "backends/cuda/architectures.json", "py.typed", "_core.pyi"):
+        assert f"cplearn_kernels/{record}" in names
     core = [name for name in names if name.endswith((".so", ".pyd"))]
     assert len(core) == 1 and core[0].startswith("cplearn_kernels/_core.")
     assert not any(name.endswith((".h", ".cpp", ".txt.in")) for name in names)
@@ -112,7 +112,7 @@ def test_wheel_metadata(wheel):
     (torch_range,) = (entry for entry in required if entry.startswith("torch"))
     # torch.library.infer_schema and register_autograd with `lib` need 2.5; what is tested starts at 2.6.
     assert torch_range == "torch>=2.6"
-    assert set(fields.get_all("Provides-Extra")) == {"train", "gpu", "bench", "test"}
+    assert set(fields.get_all("Provides-Extra")) == {"train", "gpu", "bench", "test", "lint"}
 
 
 @needs_tools

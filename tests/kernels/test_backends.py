@@ -15,21 +15,24 @@ import torch
 from cases import embeddings, loss_and_gradients, make_dictionary, same_bits
 
 import cplearn_kernels as cpk
-from cplearn_kernels.backends import NAMES, check_name, select
+from cplearn_kernels.backends import select
 from cplearn_kernels.backends.chunked import functions as chunked
 from cplearn_kernels.backends.cpu import functions as cpu
+from cplearn_kernels.backends.cpu import launch
+from cplearn_kernels.options import BACKENDS
+from cplearn_kernels.validation import check_backend
 
 FUNCTIONS = ("cplearn_loss", "projector_softmax", "projector_logsumexp", "expected_code", "mean_assignment", "assign")
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 H = embeddings(2, 64)[0]
 
 
-# ---- what runs here ----------------------------------------------------------------------------------------------------
+# ---- what runs here --------------------------------------------------------------------------------------------------
 
 
 def test_backends_lists_every_name():
     found = cpk.backends()
-    assert set(found) == set(NAMES) == {"reference", "torch", "cpu", "triton", "cuda"}
+    assert set(found) == set(BACKENDS) == {"reference", "torch", "cpu", "triton", "cuda"}
     for name in ("reference", "torch"):
         info = found[name]
         assert info.available and info.functions == FUNCTIONS
@@ -37,7 +40,9 @@ def test_backends_lists_every_name():
         assert info.dtypes == ("float16", "bfloat16", "float32", "float64")
     # Without a GPU it says what it was built for, or why it was built without CUDA kernels.
     assert found["cuda"].functions == (FUNCTIONS if found["cuda"].available else ())
-    assert found["cuda"].available or re.search(r"built for sm_.*; (no device|there is)|without CUDA: ", found["cuda"].reason)
+    assert found["cuda"].available or re.search(
+        r"built for sm_.*; (no device|there is)|without CUDA: ", found["cuda"].reason
+    )
     # Without a GPU the tests interpret Triton's kernels, if there is a Triton.
     assert found["triton"].functions == (FUNCTIONS if found["triton"].available else ())
     assert found["cpu"].available and found["cpu"].functions == FUNCTIONS and "float64" not in found["cpu"].dtypes
@@ -55,8 +60,8 @@ def test_backends_prints_as_a_list():
 
 
 def test_a_core_that_is_missing_is_explained(monkeypatch):
-    monkeypatch.setattr(cpu, "_core", None)
-    monkeypatch.setattr(cpu, "_import_error", "no module named _core", raising=False)
+    monkeypatch.setattr(launch, "core", None)
+    monkeypatch.setattr(launch, "missing", "no module named _core")
     info = cpk.backends()["cpu"]
     assert not info.available and "compiled core cannot be imported: no module named _core" in info.reason
     dictionary = make_dictionary("hadamard", 64, 100)
@@ -65,7 +70,8 @@ def test_a_core_that_is_missing_is_explained(monkeypatch):
         cpk.assign(H, dictionary, backend="cpu")
 
 
-# ---- who serves a call ---------------------------------------------------------------------------------------------------
+# ---- who serves a call -----------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize(
     "function, kind, h, chosen",
@@ -107,8 +113,10 @@ def test_the_chosen_backend_does_the_work(monkeypatch, kind, module):
 
 @pytest.mark.parametrize("name", ["gpu", "CPU", "", 1])
 def test_unknown_names(name):
-    with pytest.raises(ValueError, match="backend: expected None or one of .*'reference', 'cpu', 'cuda', 'triton', 'torch'") as caught:
-        check_name(name)
+    with pytest.raises(
+        ValueError, match="backend: expected None or one of .*'reference', 'cpu', 'cuda', 'triton', 'torch'"
+    ) as caught:
+        check_backend(name)
     assert repr(name) in str(caught.value)
 
 
@@ -119,7 +127,7 @@ def test_few_features_go_to_the_torch_backend_unless_cpu_is_named():
     assert select("cpu", "cplearn_loss", make_dictionary("hadamard", 16, 50), h).NAME == "cpu"
 
 
-# ---- instruction sets ------------------------------------------------------------------------------------------------------
+# ---- instruction sets ------------------------------------------------------------------------------------------------
 
 
 def fast_results(n, f, c, kind="hadamard"):
@@ -164,12 +172,15 @@ def test_targets_are_restored():
         assert f"instruction set {slowest}" in cpu.description()
         raise ZeroDivisionError
     assert cpu.description() == before
-    with pytest.raises(ValueError, match="instruction set: expected one of .*'baseline'.*got 'sse9'"), cpu.use_target("sse9"):
+    with (
+        pytest.raises(ValueError, match="instruction set: expected one of .*'baseline'.*got 'sse9'"),
+        cpu.use_target("sse9"),
+    ):
         pass
     assert cpu.description() == before
 
 
-# ---- determinism -------------------------------------------------------------------------------------------------------------
+# ---- determinism -----------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -210,7 +221,9 @@ def test_a_dense_dictionary_of_signs_gives_the_bits_of_the_generated_one(f, c):
     generated = make_dictionary("rademacher", f, c, seed=9)
     dense = cpk.DenseDictionary(generated.to_dense())
     for first, second in zip(
-        loss_and_gradients(h1, h2, generated, backend="cpu"), loss_and_gradients(h1, h2, dense, backend="cpu"), strict=True
+        loss_and_gradients(h1, h2, generated, backend="cpu"),
+        loss_and_gradients(h1, h2, dense, backend="cpu"),
+        strict=True,
     ):
         assert same_bits(first, second)
     for first, second in zip(
@@ -219,7 +232,7 @@ def test_a_dense_dictionary_of_signs_gives_the_bits_of_the_generated_one(f, c):
         assert torch.equal(first, second)
 
 
-# ---- memory --------------------------------------------------------------------------------------------------------------------
+# ---- memory ----------------------------------------------------------------------------------------------------------
 
 MEASURE = """
 import json, sys

@@ -8,6 +8,7 @@ import emulated
 import pytest
 import torch
 from cases import one_thread  # noqa: F401
+from other_blas import other_blas
 
 from cplearn_kernels.backends import self_check
 from cplearn_kernels.backends.chunked import functions as chunked
@@ -41,6 +42,13 @@ def test_right_kernels_pass():
     assert self_check.largest_error(chunked, CPU) < 1e-6
     with cuda.emulated(emulated.kernels()):
         assert self_check.largest_error(cuda, CPU) < 1e-6
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_right_kernels_pass_with_any_blas(seed):
+    """With half of the bound in hand."""
+    with other_blas(seed):
+        assert self_check.largest_error(chunked, CPU) < 5e-7
 
 
 @pytest.mark.parametrize("spoil", [

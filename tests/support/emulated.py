@@ -1,4 +1,4 @@
-"""Builds the CUDA kernels for the thread model of tests/cuda_emulation and loads them as a module."""
+"""Builds the CUDA kernels for the thread model of tests/kernels/cuda/emulation and loads them as a module."""
 
 from __future__ import annotations
 

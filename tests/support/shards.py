@@ -6,7 +6,8 @@ import math
 
 import torch
 
-from cplearn_kernels.distributed.loss import code_ranges, merge_row_sums
+from cplearn_kernels.distributed.loss import merge_row_sums
+from cplearn_kernels.distributed.ranges import code_ranges
 
 
 def loss_by_shards(

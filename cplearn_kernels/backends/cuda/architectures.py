@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ _RECORD = Path(__file__).with_name("architectures.json")
 
 
 @functools.lru_cache(maxsize=1)
-def _record() -> dict:
+def _record() -> dict[str, Any]:
     return json.loads(_RECORD.read_text())
 
 

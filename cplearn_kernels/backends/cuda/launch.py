@@ -9,23 +9,25 @@ import contextlib
 import dataclasses
 import functools
 import types
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
-from ... import philox
 from ...dictionary import Dictionary
+from ...options import KINDS, Kind
+from .. import sign_codes
+from ..arguments import address
 
 try:
     from ... import _core
 
-    built = getattr(_core, "cuda", None)
+    built: Any = getattr(_core, "cuda", None)
     missing = None if built else f"the compiled core was built without CUDA: {_core.without_cuda}"
 except ImportError as error:
     built, missing = None, f"the compiled core cannot be imported: {error}"
 
-_KINDS = {"hadamard": 0, "rademacher": 1, "dense": 2}
 _DTYPE_NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-PRIOR_NUMBERS = {"reverse_kl": 0, "cross_entropy": 1}
 _MAX_ROWS = 1 << 22  # of one batch
 # Codes that are worked on at a time, and, for independent codes, products with rows that are kept meanwhile.
 SPAN_CODES = SPAN_PRODUCTS = 1 << 22
@@ -47,8 +49,8 @@ emulation: _Emulation | None = None
 @contextlib.contextmanager
 def emulated(
     kernels: types.ModuleType, processors: int = 2, span_codes: int = SPAN_CODES, span_products: int = SPAN_PRODUCTS
-):
-    """For tests: run calls on CPU tensors with the emulated kernels of tests/cuda_emulation."""
+) -> Iterator[None]:
+    """For tests: run calls on CPU tensors with the emulated kernels of tests/kernels/cuda/emulation."""
     global emulation
     previous, emulation = emulation, _Emulation(kernels, processors, span_codes, span_products)
     try:
@@ -57,7 +59,7 @@ def emulated(
         emulation = previous
 
 
-def call(name, views, dictionary, *arguments) -> None:
+def call(name: str, views: list[torch.Tensor], dictionary: Dictionary, *arguments: Any) -> None:
     """Count the memory that a function needs, borrow it from PyTorch, run it on the current stream."""
     h = views[0]
     if h.shape[0] > _MAX_ROWS:
@@ -72,16 +74,16 @@ def call(name, views, dictionary, *arguments) -> None:
         function(device, memory.data_ptr(), codes, described, h.shape[0], *arguments)
 
 
-def kernels() -> types.ModuleType:
+def kernels() -> Any:
     """The module whose functions run the kernels."""
     return built if emulation is None else emulation.kernels
 
 
-def _on(device: torch.device):
+def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
-def device_of(device: torch.device):
+def device_of(device: torch.device) -> Any:
     """The device, which is the current one, as the kernels want it."""
     if emulation is not None:
         e = emulation
@@ -93,42 +95,37 @@ def device_of(device: torch.device):
     )  # fmt: skip
 
 
-def codes_of(dictionary: Dictionary, device: torch.device):
+def codes_of(dictionary: Dictionary, device: torch.device) -> Any:
     """The kernels' description of a dictionary, or of a range of one; it carries the tensors that it points into."""
-    sizes = dictionary.num_features, dictionary.num_codes
-    if dictionary.kind == "dense":
-        codes = kernels().Dictionary(
-            _KINDS["dense"], *sizes, 0, 0, 0, 0, dictionary.signs.data_ptr(), 0, dictionary.total_codes
-        )
-        codes.signs = dictionary.signs
-        return codes
-    return _generated_codes(
-        kernels(), dictionary.kind, *sizes, dictionary.seed, dictionary.first_code, dictionary.total_codes, str(device)
-    )
+    d = dictionary
+    # Kernels that read packed signs are given those of the range, and count its codes from 0.
+    place = d.first_code if d.signs is None else 0, d.total_codes
+    values = kernels(), str(device), d.kind, d.num_features, d.num_codes, d.seed, *place
+    return _generated(*values) if d.signs is None else _described(*values, d.signs)
 
 
-@functools.lru_cache(maxsize=32)
-def _generated_codes(module, kind, num_features, num_codes, seed, first_code, total_codes, device: str):
-    if kind == "rademacher":
-        return module.Dictionary(_KINDS[kind], num_features, num_codes, seed, 0, 0, 0, 0, first_code, total_codes)
-    log2_block = (num_features - 1).bit_length()
-    places = philox.injection(seed, num_features, 1 << log2_block)
-    coordinate_at = torch.full((1 << log2_block,), -1, dtype=torch.int32)
-    coordinate_at[places] = torch.arange(num_features, dtype=torch.int32)
-    positions, coordinate_at = places.to(torch.int32).to(device), coordinate_at.to(device)
+def _described(
+    module: types.ModuleType,
+    device: str,
+    kind: Kind,
+    num_features: int,
+    num_codes: int,
+    seed: int,
+    first_code: int,
+    total_codes: int,
+    signs: torch.Tensor | None = None,
+) -> Any:
+    positions = coordinate_at = None
+    log2_block = 0
+    if kind == "hadamard":
+        positions, coordinate_at = sign_codes.hadamard_places(num_features, seed, device)
+        log2_block = (num_features - 1).bit_length()
     codes = module.Dictionary(
-        _KINDS[kind], num_features, num_codes, seed, log2_block, positions.data_ptr(), coordinate_at.data_ptr(), 0,
-        first_code, total_codes,
+        KINDS.index(kind), num_features, num_codes, seed, log2_block, address(positions), address(coordinate_at),
+        address(signs), first_code, total_codes,
     )  # fmt: skip
-    codes.tables = (positions, coordinate_at)
+    codes.tensors = positions, coordinate_at, signs
     return codes
 
 
-def prior_probs_of(prior_probs: torch.Tensor | None) -> torch.Tensor | None:
-    """A prior as the kernels read it."""
-    return None if prior_probs is None else prior_probs.to(torch.float32).contiguous()
-
-
-def address(tensor: torch.Tensor | None) -> int:
-    """Where a tensor lies; 0 for none and for an empty one."""
-    return 0 if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
+_generated = functools.lru_cache(maxsize=32)(_described)

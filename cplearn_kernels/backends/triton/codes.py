@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import torch
 
-from ... import philox
+from ... import bits, philox
 from ...dictionary import Dictionary
+from .. import sign_codes
 from . import tuning
+from .kernels.constants import HADAMARD, KRONECKER, PACKED, RADEMACHER
 
-# As kernels/sign_bits.py numbers them.
-KRONECKER, HADAMARD, RADEMACHER, PACKED = range(4)
 # Hadamard blocks from this size on are transformed as H_A x H_B, up to the one whose tile of both views still fits the
 # registers (tuning.largest_block). Below, one product with the block's codes takes about as long; above, the
 # codes are treated as independent ones.
@@ -58,51 +59,60 @@ class Codes:
     packed: torch.Tensor
 
     @property
+    def transformed(self) -> bool:
+        """Whether products are transforms of whole blocks."""
+        return bool(self.kind == KRONECKER.value)
+
+    @property
+    def given(self) -> bool:
+        """Whether the bits of the codes lie in memory."""
+        return bool(self.kind == PACKED.value)
+
+    @property
     def form(self) -> str:
         """The form and size of the products, by which configurations are kept."""
-        if self.kind == KRONECKER:
+        if self.transformed:
             return f"kronecker-{self.block}"
         return "codes-grouped" if self.groups > 1 else f"codes-{self.width}"
 
     @property
     def words(self) -> int:
         """32-bit words of sign bits per code (per block for Kronecker products) in a table of a piece."""
-        if self.kind == PACKED:
+        if self.given:
             return self.packed.shape[1]
-        return self.block // 32 if self.kind == KRONECKER else 4 * self.groups
+        return self.block // 32 if self.transformed else 4 * self.groups
 
 
 def codes_of(dictionary: Dictionary, device: torch.device) -> Codes:
     """The kernel arguments of a dictionary; what generated ones need on the device is kept."""
     largest = tuning.largest_block(tuning.architecture(device))
     generated = _generated(dictionary.kind, dictionary.num_features, dictionary.seed, largest, str(device))
-    sizes = dict(num_codes=dictionary.num_codes, total_codes=dictionary.total_codes)
-    if dictionary.kind == "dense":
+    sizes: dict[str, Any] = {"num_codes": dictionary.num_codes, "total_codes": dictionary.total_codes}
+    if dictionary.signs is not None:
         return dataclasses.replace(generated, **sizes, packed=dictionary.signs)
     return dataclasses.replace(generated, **sizes, first_index=dictionary.first_code // dictionary.block_size)
 
 
 @functools.lru_cache(maxsize=32)
 def _generated(kind: str, f: int, seed: int, largest_block: int, device: str) -> Codes:
-    keys = tuple(word - (1 << 32) if word >= 1 << 31 else word for word in philox.split_seed(seed))
+    key0, key1 = (bits.signed(word, 32) for word in philox.split_seed(seed))
+    keys = key0, key1
     nothing = torch.zeros(1, 1, dtype=torch.int32, device=device)
     width = max(32, 1 << (f - 1).bit_length()) if f <= GROUP else -(-f // GROUP) * GROUP
     place = torch.arange(width, dtype=torch.int32)
     coordinates = torch.where(place < f, place, -1).to(device)
     if kind != "hadamard":
-        number = RADEMACHER if kind == "rademacher" else PACKED
+        number = RADEMACHER.value if kind == "rademacher" else PACKED.value
         return Codes(number, f, 0, 0, 0, 1, width, -(-width // GROUP), 16, keys, coordinates, nothing, nothing, nothing)
     block = 1 << (f - 1).bit_length()
-    places = philox.injection(seed, f, block)
-    positions = places.to(torch.int32).to(device)
+    places, coordinate_at = sign_codes.hadamard_places(f, seed, "cpu")
+    positions, number = places.to(device), HADAMARD.value
     if not SMALLEST_KRONECKER <= block <= largest_block:
         groups = -(-width // GROUP)
         sylvester = _sylvester_bits(places, block, 4 * groups).to(device)
-        return Codes(HADAMARD, f, 0, 0, 0, block, width, groups, 16, keys, coordinates, positions, sylvester, nothing)
-    inverse = torch.full((block,), -1, dtype=torch.int32)
-    inverse[places] = torch.arange(f, dtype=torch.int32)
-    left = 1 << ((block.bit_length() - 1) // 2)
-    return Codes(KRONECKER, f, 0, 0, 0, block, block, 1, left, keys, inverse.to(device), positions, nothing, nothing)
+        return Codes(number, f, 0, 0, 0, block, width, groups, 16, keys, coordinates, positions, sylvester, nothing)
+    left, coordinates = 1 << ((block.bit_length() - 1) // 2), coordinate_at.to(device)
+    return Codes(KRONECKER.value, f, 0, 0, 0, block, block, 1, left, keys, coordinates, positions, nothing, nothing)
 
 
 def _sylvester_bits(places: torch.Tensor, block: int, words: int) -> torch.Tensor:
@@ -110,9 +120,5 @@ def _sylvester_bits(places: torch.Tensor, block: int, words: int) -> torch.Tenso
     table = torch.empty(block, words, dtype=torch.int32)
     for start in range(0, block, 128):
         overlap = torch.arange(start, min(start + 128, block))[:, None] & places[None, :]
-        for shift in (8, 4, 2, 1):
-            overlap = overlap ^ (overlap >> shift)
-        bits = torch.nn.functional.pad(overlap & 1, (0, 32 * words - places.numel())).unflatten(1, (words, 32))
-        word = (bits << torch.arange(32)).sum(2)
-        table[start : start + 128] = torch.where(word < 1 << 31, word, word - (1 << 32))
+        table[start : start + 128] = bits.packed(bits.parity(overlap), words)
     return table

@@ -3,7 +3,7 @@
 The table is data (tuning.json): architecture -> kernel -> form -> {"rows": BM, "codes": BN, "warps",
 "stages"}; "how" says which entries were measured, counted, or taken from elsewhere; for "largest_block" and "verified"
 see below.
-`python -m bench.tune` measures candidates on a GPU, or counts instructions without one, and writes it.
+`python -m bench.gpu.tune` measures candidates on a GPU and writes it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,24 @@ import contextlib
 import dataclasses
 import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 TABLE = Path(__file__).with_suffix(".json")
-KERNELS = ("best_codes", "column_sums", "row_sums", "weighted_codes", "weighted_codes_one", "weighted_codes_given", "chunk_weights",
-           "weighted_chunk", "probabilities")  # fmt: skip
+KERNELS = (
+    "best_codes",
+    "column_sums",
+    "row_sums",
+    "weighted_codes",
+    "weighted_codes_one",
+    "weighted_codes_given",
+    "chunk_weights",
+    "weighted_chunk",
+    "probabilities",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +49,10 @@ class Configuration:
 
 
 @functools.lru_cache(maxsize=1)
-def table() -> dict:
+def table() -> dict[str, Any]:
     """The configurations in the package, as read from JSON."""
-    return json.loads(TABLE.read_text())
+    entries: dict[str, Any] = json.loads(TABLE.read_text())
+    return entries
 
 
 def verified() -> tuple[str, ...]:
@@ -50,7 +62,7 @@ def verified() -> tuple[str, ...]:
 
 def largest_block(arch: str) -> int:
     """The largest Hadamard block whose transform fits an architecture's registers for both views without a spill."""
-    return table()["largest_block"].get(arch, 2048)
+    return int(table()["largest_block"].get(arch, 2048))
 
 
 def architecture(device: torch.device) -> str:
@@ -58,7 +70,7 @@ def architecture(device: torch.device) -> str:
     if device.type != "cuda":
         return "interpreter"
     if torch.version.hip:
-        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+        return str(torch.cuda.get_device_properties(device).gcnArchName).split(":")[0]
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}"
 
@@ -67,7 +79,7 @@ _overrides: dict[tuple[str, str], Configuration] = {}
 
 
 @contextlib.contextmanager
-def override(kernel: str, form: str, config: Configuration):
+def override(kernel: str, form: str, config: Configuration) -> Iterator[None]:
     """Run a kernel with another configuration than the table's: for the autotuner and for tests."""
     _overrides[kernel, form] = config
     try:

@@ -29,8 +29,7 @@ from shards import loss_by_shards, mean_assignment_by_shards
 import cplearn_kernels as cpk
 from cplearn_kernels import reference
 from cplearn_kernels.backends.cpu import functions as cpu
-from cplearn_kernels.dictionary import CodeRange
-from cplearn_kernels.distributed.loss import code_ranges
+from cplearn_kernels.distributed.ranges import CodeRange, code_ranges
 
 KINDS = ("hadamard", "rademacher", "dense")
 WORLDS = (1, 2, 3, 5, 40)  # 40: more ranks than the Hadamard dictionaries below have blocks
@@ -257,12 +256,12 @@ import signal
 import torch
 from cplearn_kernels import RademacherDictionary
 from cplearn_kernels.backends.cpu import functions as cpu
-from cplearn_kernels.dictionary import CodeRange
+from cplearn_kernels.distributed.ranges import CodeRange
 
 signal.signal(signal.SIGALRM, signal.default_int_handler)  # as Ctrl-C, but when the call has begun
 shard = cpu.Shard(CodeRange(RademacherDictionary(64, 1 << 36), 1 << 35, 1 << 36), 0.3, 2)  # would take hours
 h = torch.nn.functional.normalize(torch.randn(4, 64), dim=1)
-shard._views, shard._code = [h, h], [torch.zeros(4, dtype=torch.int64)] * 2  # as if row_sums had come to its end
+shard._views, shard._found = [h, h], [torch.zeros(4, dtype=torch.int64)] * 2  # as if row_sums had come to its end
 shard.combine(torch.full((8,), 30.0).double(), torch.ones(8).double(), torch.zeros(8, dtype=torch.bool))
 for step in (lambda: shard.row_sums(0, h), lambda: shard.code_sums(1.0, "reverse_kl", None, True)):
     signal.setitimer(signal.ITIMER_REAL, 0.3)

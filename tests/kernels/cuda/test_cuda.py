@@ -1,6 +1,6 @@
-"""Tests of the CUDA backend: bits, agreement with the oracle, memory, bad input. In emulation without a GPU.
+"""Tests of the CUDA backend: bits, accuracy against the oracle, memory, bad input. In emulation without a GPU.
 
-In emulation the kernel sources run under the thread model of tests/cuda_emulation, which fails a test that reads shared
+In emulation the kernel sources run under the thread model of tests/kernels/cuda/emulation, which fails a test that reads shared
 memory no barrier separates from its write, waits at a barrier that others never reach, or reads what nobody wrote.
 """
 
@@ -48,7 +48,7 @@ def short_spans(monkeypatch):
     yield
 
 
-# ---- bits ----------------------------------------------------------------------------------------------------------------
+# ---- bits ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind, f, c", [
@@ -79,7 +79,7 @@ def test_codes_with_large_indices(kind, f):
     assert torch.equal(scores[0].cpu(), dictionary.to_dense(first, 1 << 30)[f // 2])
 
 
-# ---- agreement with the oracle ---------------------------------------------------------------------------------------------
+# ---- accuracy against the oracle -------------------------------------------------------------------------------------
 
 # Odd sizes on both sides of every edge: every size of a Hadamard block, one word, one group of coordinates, one tile of
 # codes, one block of rows, and one row.
@@ -191,7 +191,7 @@ def test_equal_scores_come_by_index(kind, top_k):
     assert codes[1].tolist() == torch.nonzero(signs < 0)[:top_k, 0].tolist()
 
 
-# ---- inputs of all sorts ----------------------------------------------------------------------------------------------------
+# ---- inputs of all sorts ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind, f", [("hadamard", 100), ("hadamard", 260), ("rademacher", 130)])
@@ -254,7 +254,7 @@ def test_same_bits_whatever_the_order_of_threads(kind, f):
         assert all(same_bits(one, two) for one, two in zip(runs[0], other, strict=True))
 
 
-# ---- memory ---------------------------------------------------------------------------------------------------------------------
+# ---- memory ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", DICTIONARY_KINDS[:2])
@@ -308,7 +308,7 @@ def test_working_memory_is_written_before_it_is_read_and_not_overrun(kind, f, mo
     assert all(same_bits(one, two) for one, two in zip(expected, found, strict=True))
 
 
-# ---- errors and choice ----------------------------------------------------------------------------------------------------------
+# ---- errors and choice -----------------------------------------------------------------------------------------------
 
 
 def test_what_it_does_not_serve():

@@ -1,4 +1,4 @@
-"""Tests of the choice among GPU backends: by record of tested architectures, kind of dictionary and number of features."""
+"""Tests of the choice among GPU backends: by tested architectures, kind of dictionary and number of features."""
 
 from __future__ import annotations
 

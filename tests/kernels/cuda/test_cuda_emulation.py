@@ -8,7 +8,7 @@ import shutil
 import emulated
 import pytest
 
-EMULATION = emulated.ROOT / "tests" / "cuda_emulation"
+EMULATION = emulated.ROOT / "tests" / "kernels" / "cuda" / "emulation"
 CSRC = emulated.ROOT / "csrc"
 
 # What each case of test_emulation.cpp must come to: None for "ok", else part of the error.
@@ -61,15 +61,15 @@ def test_a_barrier_taken_out_of_the_kernels_is_noticed(log2_block, tmp_path):
     """Each barrier of a tile's transforms and of the partners' exchange, one at a time."""
     sources = tmp_path / "csrc"
     shutil.copytree(CSRC, sources)
-    tile = sources / "cuda" / "hadamard_tile.cuh"
+    tile = sources / "cuda" / "kernels" / "hadamard_tile.cuh"
     text = tile.read_text()
     barriers = [i for i in range(len(text)) if text.startswith("sync();", i)]
     assert len(barriers) == 3
 
     def verdict() -> str:
-        include = [f"-I{EMULATION}", f"-I{sources / 'cuda'}", f"-DCPK_LOG2_BLOCK={log2_block}"]
+        include = [f"-I{EMULATION}", f"-I{sources}", f"-DCPK_LOG2_BLOCK={log2_block}"]
         program = compiled(tmp_path, *include, EMULATION / "mutant.cpp", EMULATION / "emulation.cpp", "-x", "c++",
-                           sources / "cuda" / "passes.cu")  # fmt: skip
+                           sources / "cuda" / "kernels" / "passes.cu")  # fmt: skip
         return emulated.run(program).strip()
 
     assert verdict() == "ok"

@@ -1,4 +1,4 @@
-"""Tests of the Triton backend: bits, agreement with the oracle, spans, bad input. In the interpreter without a GPU."""
+"""Tests of the Triton backend: bits, accuracy, spans, bad input. In the interpreter without a GPU."""
 
 from __future__ import annotations
 
@@ -28,10 +28,13 @@ from cplearn_kernels import reference
 pytest.importorskip("triton")
 from cplearn_kernels.backends import select  # noqa: E402
 from cplearn_kernels.backends.triton import functions as triton_backend  # noqa: E402
-from cplearn_kernels.backends.triton import pieces, sums  # noqa: E402
-from cplearn_kernels.backends.triton import tuning  # noqa: E402
-from cplearn_kernels.backends.triton.batch import Batch  # noqa: E402
+from cplearn_kernels.backends.triton import (  # noqa: E402
+    pieces,
+    sums,
+    tuning,  # noqa: E402
+)
 from cplearn_kernels.backends.triton.codes import codes_of  # noqa: E402
+from cplearn_kernels.backends.triton.launches import Batch  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROW_FUNCTIONS = ("projector_softmax", "projector_logsumexp", "expected_code", "mean_assignment")
@@ -47,7 +50,7 @@ def short_pieces(monkeypatch):
     monkeypatch.setattr(pieces, "_SHORTEST_PIECE", 512)
 
 
-# ---- bits ----------------------------------------------------------------------------------------------------------------
+# ---- bits ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["hadamard", "rademacher", "dense"])
@@ -73,7 +76,7 @@ def test_codes_with_large_indices(kind):
 @pytest.mark.parametrize("kind", ["hadamard", "rademacher", "dense"])
 @pytest.mark.parametrize("f, c", [(1, 9), (7, 40), (33, 300), (128, 200), (129, 300), (300, 1100), (520, 1030)])
 def test_scores_of_unit_vectors_are_the_codes_exactly(kind, f, c):
-    """h = e_k picks coordinate k of every code out of the tiles that the passes multiply with: bit for bit the CPU's."""
+    """h = e_k picks coordinate k of every code out of the tiles that passes multiply with: bit for bit the CPU's."""
     dictionary = signs_dictionary(kind, f, c, DEVICE)
     coordinates = torch.tensor(sorted({0, f // 3, f // 2, f - 1}))
     h = torch.zeros(len(coordinates), f, device=DEVICE)
@@ -84,7 +87,7 @@ def test_scores_of_unit_vectors_are_the_codes_exactly(kind, f, c):
     assert torch.equal(scores.cpu(), dictionary.to_dense()[coordinates].cpu())
 
 
-# ---- agreement with the oracle ---------------------------------------------------------------------------------------------
+# ---- accuracy against the oracle -------------------------------------------------------------------------------------
 
 # Odd sizes on both sides of every edge: one word, one group, one block, one tile of rows, one tile of codes. Small,
 # because the interpreter spends milliseconds on each program.
@@ -178,7 +181,7 @@ def test_equal_scores_come_by_index(top_k):
     assert codes[1].tolist() == torch.nonzero(signs < 0)[:top_k, 0].tolist()
 
 
-# ---- inputs of all sorts ----------------------------------------------------------------------------------------------------
+# ---- inputs of all sorts ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind, f", [("hadamard", 100), ("hadamard", 260), ("rademacher", 130)])
@@ -246,7 +249,7 @@ def test_no_array_grows_with_n_times_c(short_pieces, monkeypatch):
     assert largest[1300] == largest[600] <= 32 * 600
 
 
-# ---- configurations and errors ------------------------------------------------------------------------------------------------
+# ---- configurations and errors ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "gfx942", "sm_75", "interpreter"])

@@ -14,9 +14,9 @@ from test_triton import DEVICE, short_pieces  # noqa: F401
 
 from cplearn_kernels import DenseDictionary, HadamardDictionary, default_temperature, reference
 from cplearn_kernels.backends.triton import functions as triton_backend
-from cplearn_kernels.backends.triton.batch import Batch
 from cplearn_kernels.backends.triton.codes import codes_of
-from cplearn_kernels.dictionary import CodeRange
+from cplearn_kernels.backends.triton.launches import Batch
+from cplearn_kernels.distributed.ranges import CodeRange
 
 LABEL = "triton, ranges of codes"
 # Blocks transformed, with padding; blocks taken code by code, small ones with equal codes in several ranges among them;
@@ -41,7 +41,7 @@ def run_shards(dictionary, case, setting, world, need_grad=True):
     return *terms, tuple(g.cpu() for g in gradients) if need_grad else None
 
 
-# ---- agreement with the oracle ---------------------------------------------------------------------------------------
+# ---- accuracy against the oracle -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind, f, c, n, world", SHAPES)
@@ -96,7 +96,7 @@ def test_rows_aligned_with_their_codes(kind, f, conformance):
 
 
 def test_an_invariance_near_zero_keeps_its_digits():
-    """log c less the agreement: a float32 log c alone would be off by up to 5e-7."""
+    """log c less the cross term: a float32 log c alone would be off by up to 5e-7."""
     dictionary = make_dictionary("hadamard", 200, 700)
     case = make_case(dictionary, 3, "l2")
     aligned = (dictionary.to_dense()[:, [3, 400, 699]].T / math.sqrt(200)).contiguous()

@@ -6,7 +6,8 @@ that own codes one per split of the rows; rows.py adds the parts up in a fixed o
 that two programs share, so results do not depend on scheduling.
 
 Rows of the batch come as two float16 halves (R, K), view 2 after view 1, `n_pad` rows each, and as rows of constants,
-float32 (_, R), by the names below. With `s` the logit in powers of two, `d = s - best` and `u = d + SHIFT = log2(c p)`.
+float32 (_, R), by the names in constants.py. With `s` the logit in powers of two, `d = s - best` and
+`u = d + SHIFT = log2(c p)`.
 The codes may be a range of a dictionary's c codes: `best` and the constants are then those of all c, and a row whose
 best code lies outside of the range has the code -1, which no column equals.
 """
@@ -15,15 +16,7 @@ import triton
 import triton.language as tl
 
 from . import tiles
-
-# Rows of the row constants.
-SCALE = tl.constexpr(0)  # a product times this is the logit in powers of two; a power of two itself
-BEST = tl.constexpr(1)  # the row's largest logit
-INVERSE_SUM = tl.constexpr(2)  # p of the best code, 1 / sum 2^d; 0 for padding
-SHIFT = tl.constexpr(3)  # log2(c) - log2(sum 2^d)
-CENTRE = tl.constexpr(4)  # sum_j p_j g_j
-TARGET = tl.constexpr(5)  # sum_j p_j u'_j, u' of the partner row
-NUM_CONSTANTS = 6
+from .constants import BEST, INVERSE_SUM, SCALE, SHIFT
 
 
 @triton.jit

@@ -1,10 +1,10 @@
-"""Triton kernels with O(n f) or O(c) work: preparing rows, adding partial results in order, constants, gradients out.
+"""Triton kernels with O(n f) or O(c) work: preparing rows, adding partial results in order, constants.
 
 Names and layouts are those of passes.py. What decides digits is float64: these kernels touch each row, code or
 partial sum once.
 
-A row's sums over the codes are rows of a float64 matrix (4, views * n), by the names below, without padding: over the
-codes of a range, until the ranks that share the codes have added theirs.
+A row's sums over the codes are rows of a float64 matrix (4, views * n), by the names in constants.py, without padding:
+over the codes of a range, until the ranks that share the codes have added theirs.
 """
 
 import triton
@@ -12,18 +12,13 @@ import triton.language as tl
 
 from . import sign_bits as bits
 from . import tiles
-from .passes import BEST, CENTRE, INVERSE_SUM, SCALE, SHIFT, TARGET
-from .weighted_sums import CROSS_ENTROPY, EXPECTED, REVERSE_KL
 
-# Rows of the row sums.
-AGREEMENT = tl.constexpr(0)  # sum_j p_j ln(c p'_j), p' of the partner row
-CENTRE_SUM = tl.constexpr(1)  # sum_j p_j g_j without the best code
-TARGET_SUM = tl.constexpr(2)  # sum_j p_j u'_j without the best code
-BEST_WEIGHT = tl.constexpr(3)  # p g of the best code
-NUM_ROW_SUMS = 4
-
-_LN_2 = tl.constexpr(0.6931471805599453)
-_LOG2_E = tl.constexpr(1.4426950408889634)
+# isort: off
+from .constants import (
+    BEST, BEST_WEIGHT, CENTRE, CENTRE_SUM, CROSS_ENTROPY, CROSS_TERM, EXPECTED, INVERSE_SUM, LN_2, LOG2_E, REVERSE_KL,
+    SCALE, SHIFT, TARGET, TARGET_SUM,
+)  # fmt: skip
+# isort: on
 
 
 @triton.jit(do_not_specialize=["factor_1", "factor_2"])
@@ -106,7 +101,7 @@ def row_constants(best, others, rows, n, n_pad, count, total, log2_codes, BLOCK:
     rest = tl.load(others + row, mask=inside, other=0.0)
     scale = tl.load(rows + SCALE * total + row, mask=inside, other=1.0)
     bad = scale != scale
-    log_sum = (_log1p(rest) * _LOG2_E).to(tl.float32)
+    log_sum = (_log1p(rest) * LOG2_E).to(tl.float32)
     inverse = tl.where(row % n_pad < n, (1.0 / (1.0 + rest)).to(tl.float32), 0.0)
     tl.store(rows + BEST * total + row, tl.where(bad, float("nan"), top), mask=inside)
     tl.store(rows + INVERSE_SUM * total + row, tl.where(bad, float("nan"), inverse), mask=inside)
@@ -168,7 +163,7 @@ def finish_columns(sums, best, prior, slopes, prior_sums, splits, span, slope_st
     else:
         value = top + tl.log2(mass * n_inverse)
         log2_codes = tl.log2(codes_over_n / n_inverse)
-        term = -q * (value - log2_codes) * _LN_2
+        term = -q * (value - log2_codes) * LN_2
     tl.store(slopes + view.to(tl.int64) * slope_stride + column, value, mask=inside)
     if MODE != EXPECTED:
         term = tl.where(inside, term, 0.0).to(tl.float64)
@@ -231,13 +226,13 @@ def _partner_at_best(others, at_best, rows, row, inside, n_pad, total, total_cod
     d = tl.minimum(tl.load(at_best + row, mask=inside, other=0.0) - best, 0.0)
     inverse = tl.load(rows + INVERSE_SUM * total + partner, mask=inside, other=0.0)
     rest = tl.load(others + partner, mask=inside, other=0.0)
-    exact = (tl.log(total_codes.to(tl.float64)) - _log1p(rest)) * _LOG2_E
+    exact = (tl.log(total_codes.to(tl.float64)) - _log1p(rest)) * LOG2_E
     return d.to(tl.float64) + shift, (tl.exp2(d) * inverse).to(tl.float64), exact - shift
 
 
 @triton.jit(do_not_specialize=["n", "total_codes"])
-def agreement(sums, others, code, at_best, rows, n, n_pad, total, total_codes: tl.int64, BLOCK: tl.constexpr):
-    """AGREEMENT of each row from its TARGET_SUM and, where the best code is one of this range, its term in float64."""
+def cross_term(sums, others, code, at_best, rows, n, n_pad, total, total_codes: tl.int64, BLOCK: tl.constexpr):
+    """CROSS_TERM of each row from its TARGET_SUM and, where the best code is one of this range, its term in float64."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside, place, stride = _row_of_sums(row, n, n_pad, total)
     u_partner, _, rounding = _partner_at_best(others, at_best, rows, row, inside, n_pad, total, total_codes)
@@ -246,7 +241,7 @@ def agreement(sums, others, code, at_best, rows, n, n_pad, total, total_codes: t
     here = tl.load(code + row, mask=inside, other=-1) >= 0
     value = tl.load(sums + TARGET_SUM * stride + place, mask=inside, other=0.0)
     value += tl.where(here, p * u_partner + rounding, 0.0)
-    tl.store(sums + AGREEMENT * stride + place, value * _LN_2, mask=inside)
+    tl.store(sums + CROSS_TERM * stride + place, value * LN_2, mask=inside)
 
 
 @triton.jit(do_not_specialize=["beta", "n", "total_codes"])
@@ -270,46 +265,9 @@ def finish_row_sums(sums, others, code, at_best, rows, best_share, n, n_pad, tot
         u_partner, p_partner, rounding = _partner_at_best(others, at_best, rows, row, inside, n_pad, total, total_codes)
         target_rest = tl.load(sums + TARGET_SUM * stride + place, mask=inside, other=0.0)
         # As the passes round u', which it is taken from.
-        target = tl.load(sums + AGREEMENT * stride + place, mask=inside, other=0.0) / _LN_2 - rounding
+        target = tl.load(sums + CROSS_TERM * stride + place, mask=inside, other=0.0) / LN_2 - rounding
         tl.store(rows + TARGET * total + row, target.to(tl.float32), mask=row < total)
-        share -= beta * _LN_2 * p * (away * u_partner - target_rest)
+        share -= beta * LN_2 * p * (away * u_partner - target_rest)
         share += beta * (p - p_partner)
     here = tl.load(code + row, mask=inside, other=-1) >= 0
     tl.store(best_share + row, tl.where(here, share, 0.0), mask=row < total)
-
-
-@triton.jit(do_not_specialize=["splits"])
-def merge_weighted(sums_in, sums, stride, elements, splits, FIRST: tl.constexpr, BLOCK: tl.constexpr):
-    """Adds the splits' sums of weighted codes, in order, in float64."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < elements
-    value = tl.zeros([BLOCK], tl.float64)
-    if not FIRST:
-        value = tl.load(sums + at, mask=inside, other=0.0)
-    for split in range(splits):
-        value += tl.load(sums_in + tl.cast(split, tl.int64) * stride + at, mask=inside, other=0.0).to(tl.float64)
-    tl.store(sums + at, value, mask=inside)
-
-
-@triton.jit(do_not_specialize=["first_index", "key0", "key1", "factor", "words"])
-def finish_sums(sums, best_share, code, positions, out_1, out_2, packed, words, first_index: tl.int64, key0, key1,
-                n_pad, f, K, factor, F: tl.constexpr, KIND: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """`factor * (sums + best_share * w_best)` in the order of the coordinates: float32 (n, f) per view.
-
-    Grid (n, views). A row without a best code here has the share 0: any code's signs will do.
-    """
-    row = tl.program_id(0)
-    view = tl.program_id(1)
-    at = view * n_pad + row
-    k = tl.arange(0, BLOCK)
-    inside = k < f
-    k = tl.where(inside, k, 0)
-    position = k
-    if KIND == bits.KRONECKER:
-        position = tl.load(positions + k)
-    value = tl.load(sums + at.to(tl.int64) * K + position)
-    best = k * 0 + tl.maximum(tl.load(code + at), 0)
-    signs = bits.code_signs(best, k, positions, packed, words, first_index, key0, key1, F, KIND).to(tl.float64)
-    value = ((value + tl.load(best_share + at) * signs) * factor).to(tl.float32)
-    out = out_1 if view == 0 else out_2
-    tl.store(out + row.to(tl.int64) * f + k, value, mask=inside)

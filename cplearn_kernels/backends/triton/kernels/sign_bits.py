@@ -8,11 +8,8 @@ instructions a logit at f = 128, where all else takes 25.
 import triton
 import triton.language as tl
 
-# As ../codes.py numbers the kinds of dictionary.
-KRONECKER = tl.constexpr(0)
-HADAMARD = tl.constexpr(1)
-RADEMACHER = tl.constexpr(2)
-PACKED = tl.constexpr(3)
+from .constants import HADAMARD, PACKED, RADEMACHER
+
 # Last counter word of philox.py: what the bits are for.
 _STREAM_RADEMACHER = tl.constexpr(0)
 _STREAM_HADAMARD_SIGNS = tl.constexpr(1)

@@ -43,7 +43,7 @@ def sylvester(N: tl.constexpr):
 
 @triton.jit
 def block_signs(signs, block, BM: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
-    """uint16 (BM * A, B): 0x8000 where the block's sign vector, packed in position order, is -1; the same for all rows."""
+    """uint16 (BM * A, B): 0x8000 where the block's sign vector, packed in position order, is -1; alike for all rows."""
     words = tl.load(signs + block * (A * B // 32) + tl.arange(0, A * B // 32))
     mask = ((words[:, None] << (31 - tl.arange(0, 32))[None, :]) >> 16) & 0x8000
     mask = tl.reshape(mask.to(tl.uint16), [1, A, B])

@@ -1,29 +1,22 @@
 """Triton kernels that sum codes with weights over all codes: gradients and the expected code.
 
-Conventions are those of passes.py. A row's best code is left out and added in float64 by rows.finish_sums:
+Conventions are those of passes.py. A row's best code is left out and added in float64 by `finish_sums`:
 near the optimum it is nearly all of the sum, and what counts is the small rest.
 """
 
 import triton
 import triton.language as tl
 
-from . import passes
-from . import tiles
-
-# What is summed over the codes, with weight x_j: see _tile_weights.
-EXPECTED = tl.constexpr(0)
-CENTRED = tl.constexpr(1)
-REVERSE_KL = tl.constexpr(2)
-CROSS_ENTROPY = tl.constexpr(3)
-SECOND = tl.constexpr(4)
-GIVEN = tl.constexpr(5)
+from . import constants, passes, tiles
+from . import sign_bits as bits
+from .constants import CENTRE, CENTRED, CROSS_ENTROPY, EXPECTED, GIVEN, REVERSE_KL, SCALE, SECOND, TARGET
 
 
 @triton.jit
 def _loss_weight(p, u_partner, d, rows, total, row, prior_weight, slope, beta, CROSS: tl.constexpr, BM: tl.constexpr):
     """`p (g - sigma) - beta p (u' - t) + beta (p - p')` for `d = beta (p - p')`, beta in u's unit."""
-    centre = passes.constant(rows, passes.CENTRE, total, row, BM)[:, None]
-    pull = beta * (u_partner - passes.constant(rows, passes.TARGET, total, row, BM)[:, None])
+    centre = passes.constant(rows, CENTRE, total, row, BM)[:, None]
+    pull = beta * (u_partner - passes.constant(rows, TARGET, total, row, BM)[:, None])
     if CROSS:
         return prior_weight - p * (centre + pull) + d
     return p * ((slope - centre) - pull) + d
@@ -49,9 +42,7 @@ def _tile_weights(s_a, s_b, tile, rows, best, slopes, prior, total, row_a, row_b
         mask = inside[None, :] & (at < num_rows)
         at = at.to(tl.int64) * num_codes + start + column[None, :]
         p = tl.load(slopes + at, mask=mask, other=0.0)
-        x_a = p * (
-            tl.load(prior + at, mask=mask, other=0.0) - passes.constant(rows, passes.CENTRE, total, row_a, BM)[:, None]
-        )
+        x_a = p * (tl.load(prior + at, mask=mask, other=0.0) - passes.constant(rows, CENTRE, total, row_a, BM)[:, None])
         x_b = x_a
     else:
         p_a, u_a = passes.probability(s_a, rows, total, row_a, BM)
@@ -59,10 +50,10 @@ def _tile_weights(s_a, s_b, tile, rows, best, slopes, prior, total, row_a, row_b
         x_b = p_a
         if MODE == CENTRED:
             slope_a = tl.load(slopes + column, mask=inside, other=0.0)[None, :]
-            x_a = p_a * (slope_a - passes.constant(rows, passes.CENTRE, total, row_a, BM)[:, None])
+            x_a = p_a * (slope_a - passes.constant(rows, CENTRE, total, row_a, BM)[:, None])
         elif MODE == SECOND:
-            v = s_b * passes.constant(rows, passes.SCALE, total, row_b, BM)[:, None]
-            x_a = p_a * (v - passes.constant(rows, passes.CENTRE, total, row_a, BM)[:, None])
+            v = s_b * passes.constant(rows, SCALE, total, row_b, BM)[:, None]
+            x_a = p_a * (v - passes.constant(rows, CENTRE, total, row_a, BM)[:, None])
         elif MODE != EXPECTED:
             best_b = tl.load(best + row_b + tl.arange(0, BM)) - start
             p_b, u_b = passes.probability(s_b, rows, total, row_b, BM)
@@ -125,8 +116,8 @@ def weighted_codes(high, low, rows, best, slopes, prior, sums_out, table, words,
             s_a, s_b = passes.logits(high, low, row_a, row_b, operand, left, right, table, words, PAIR, BM, BN, A, K, 1,
                                KRONECKER)  # fmt: skip
         x_a, x_b = _tile_weights(s_a, s_b, tile, rows, best, slopes, prior, total, row_a, row_b, start, span,
-                                 slope_stride, column, uniform, beta, beta_ln2, num_rows, num_codes, MODE, GIVEN_PRIOR, BM,
-                                 BN)  # fmt: skip
+                                 slope_stride, column, uniform, beta, beta_ln2, num_rows, num_codes, MODE, GIVEN_PRIOR,
+                                 BM, BN)  # fmt: skip
         if KRONECKER:
             sum_a += tiles.kronecker_back(x_a, operand, left, right, BM, A, BN // A)
             if BOTH:
@@ -199,3 +190,40 @@ def weighted_chunk(x_high, x_low, scales, sums_out, table, words, total, span, c
         sums += part * tl.load(scales + row.to(tl.int64) * num_tiles + tile)[:, None]
     at = (split.to(tl.int64) * total + row)[:, None] * (128 * GROUPS) + group * 128 + tl.arange(0, 128)[None, :]
     tl.store(sums_out + at, tl.load(sums_out + at) + sums)
+
+
+@triton.jit(do_not_specialize=["splits"])
+def merge_weighted(sums_in, sums, stride, elements, splits, FIRST: tl.constexpr, BLOCK: tl.constexpr):
+    """Adds the splits' sums of weighted codes, in order, in float64."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < elements
+    value = tl.zeros([BLOCK], tl.float64)
+    if not FIRST:
+        value = tl.load(sums + at, mask=inside, other=0.0)
+    for split in range(splits):
+        value += tl.load(sums_in + tl.cast(split, tl.int64) * stride + at, mask=inside, other=0.0).to(tl.float64)
+    tl.store(sums + at, value, mask=inside)
+
+
+@triton.jit(do_not_specialize=["first_index", "key0", "key1", "factor", "words"])
+def finish_sums(sums, best_share, code, positions, out_1, out_2, packed, words, first_index: tl.int64, key0, key1,
+                n_pad, f, K, factor, F: tl.constexpr, KIND: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """`factor * (sums + best_share * w_best)` in the order of the coordinates: float32 (n, f) per view.
+
+    Grid (n, views). A row without a best code here has the share 0: any code's signs will do.
+    """
+    row = tl.program_id(0)
+    view = tl.program_id(1)
+    at = view * n_pad + row
+    k = tl.arange(0, BLOCK)
+    inside = k < f
+    k = tl.where(inside, k, 0)
+    position = k
+    if KIND == constants.KRONECKER:
+        position = tl.load(positions + k)
+    value = tl.load(sums + at.to(tl.int64) * K + position)
+    best = k * 0 + tl.maximum(tl.load(code + at), 0)
+    signs = bits.code_signs(best, k, positions, packed, words, first_index, key0, key1, F, KIND).to(tl.float64)
+    value = ((value + tl.load(best_share + at) * signs) * factor).to(tl.float32)
+    out = out_1 if view == 0 else out_2
+    tl.store(out + row.to(tl.int64) * f + k, value, mask=inside)

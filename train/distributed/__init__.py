@@ -1,0 +1,1 @@
+"""Processes: which device each has, how they end together, and what they exchange."""
