@@ -56,7 +56,7 @@ class RowSums:
             before = torch.where(moved, (others + 1) * (self.top - top).to(others).exp(), others)
             others = before + share.sum(1)
             self.code = torch.where(moved, index + start, self.code)
-            self.best_code = torch.where(moved[:, None], codes[:, index].T, self.best_code)
+            self.best_code = torch.where(moved[:, None], codes.T[index], self.best_code)
             self.top = top
         exact_best = (scaled.to(others) * self.best_code.to(others)).sum(1)
         # Where even 1 is less than a unit of the product's logits nothing can be mended; the results stay finite.
