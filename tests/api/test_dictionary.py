@@ -1,7 +1,5 @@
 """Tests of dictionary.py as objects: arguments and their errors, dtypes, devices, copies, identity, text."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 
@@ -17,25 +15,22 @@ RANDOM = [cpk.HadamardDictionary, cpk.RademacherDictionary]
 
 
 @pytest.mark.parametrize("cls", RANDOM)
-@pytest.mark.parametrize(
-    "arguments, error, given, expected",
-    [
-        ((0, 4), ValueError, "got 0", "1 <= num_features"),
-        ((-3, 4), ValueError, "got -3", "1 <= num_features"),
-        ((2**31, 4), ValueError, "got 2147483648", "num_features <= 2147483647"),
-        ((4, 0), ValueError, "got 0", "1 <= num_codes"),
-        ((4, 2**62 + 1), ValueError, str(2**62 + 1), f"num_codes <= {2**62}"),
-        ((4, 4, -1), ValueError, "got -1", "0 <= seed"),
-        ((4, 4, 2**64), ValueError, str(2**64), f"seed <= {2**64 - 1}"),
-        ((True, 4), TypeError, "True", "num_features: expected an integer"),
-        ((4.0, 4), TypeError, "4.0", "num_features: expected an integer"),
-        ((4, 4.5), TypeError, "4.5", "num_codes: expected an integer"),
-        ((4, False), TypeError, "False", "num_codes: expected an integer"),
-        ((4, "8"), TypeError, "'8'", "num_codes: expected an integer"),
-        ((4, 4, 1.0), TypeError, "1.0", "seed: expected an integer"),
-        ((4, 4, None), TypeError, "None", "seed: expected an integer"),
-    ],
-)
+@pytest.mark.parametrize("arguments, error, given, expected", [
+    ((0, 4), ValueError, "got 0", "1 <= num_features"),
+    ((-3, 4), ValueError, "got -3", "1 <= num_features"),
+    ((2**31, 4), ValueError, "got 2147483648", "num_features <= 2147483647"),
+    ((4, 0), ValueError, "got 0", "1 <= num_codes"),
+    ((4, 2**62 + 1), ValueError, str(2**62 + 1), f"num_codes <= {2**62}"),
+    ((4, 4, -1), ValueError, "got -1", "0 <= seed"),
+    ((4, 4, 2**64), ValueError, str(2**64), f"seed <= {2**64 - 1}"),
+    ((True, 4), TypeError, "True", "num_features: expected an integer"),
+    ((4.0, 4), TypeError, "4.0", "num_features: expected an integer"),
+    ((4, 4.5), TypeError, "4.5", "num_codes: expected an integer"),
+    ((4, False), TypeError, "False", "num_codes: expected an integer"),
+    ((4, "8"), TypeError, "'8'", "num_codes: expected an integer"),
+    ((4, 4, 1.0), TypeError, "1.0", "seed: expected an integer"),
+    ((4, 4, None), TypeError, "None", "seed: expected an integer"),
+])  # fmt: skip
 def test_bad_sizes_and_seeds(cls, arguments, error, given, expected):
     with pytest.raises(error) as caught:
         cls(*arguments)
@@ -106,14 +101,11 @@ def test_copies(kind, duplicate):
     assert torch.equal(twin.to_dense(), dictionary.to_dense())
 
 
-@pytest.mark.parametrize(
-    "dictionary, text",
-    [
-        (cpk.HadamardDictionary(7, 20, seed=3), "HadamardDictionary(num_features=7, num_codes=20, seed=3)"),
-        (cpk.RademacherDictionary(7, 20), "RademacherDictionary(num_features=7, num_codes=20, seed=0)"),
-        (cpk.DenseDictionary(torch.eye(5)), "DenseDictionary(num_features=5, num_codes=5)"),
-    ],
-)
+@pytest.mark.parametrize("dictionary, text", [
+    (cpk.HadamardDictionary(7, 20, seed=3), "HadamardDictionary(num_features=7, num_codes=20, seed=3)"),
+    (cpk.RademacherDictionary(7, 20), "RademacherDictionary(num_features=7, num_codes=20, seed=0)"),
+    (cpk.DenseDictionary(torch.eye(5)), "DenseDictionary(num_features=5, num_codes=5)"),
+])  # fmt: skip
 def test_repr(dictionary, text):
     assert repr(dictionary) == text
 
@@ -139,24 +131,18 @@ def test_rebuilding_from_plain_values(kind):
     assert rebuild(d.kind, d.num_features, d.num_codes, d.seed, d.weight, d.signs).identity() == d.identity()
 
 
-# ---- dense ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "weight, error, given, expected",
-    [
-        ([[1.0]], TypeError, "list", "a floating-point tensor"),
-        (torch.ones(2, 2, dtype=torch.int64), TypeError, "torch.int64", "a floating-point tensor"),
-        (torch.ones(2, 2, dtype=torch.complex64), TypeError, "torch.complex64", "a floating-point tensor"),
-        (torch.ones(2, 2, dtype=torch.bool), TypeError, "torch.bool", "a floating-point tensor"),
-        (torch.ones(4), ValueError, "(4,)", "(num_features, num_codes)"),
-        (torch.ones(1, 2, 2), ValueError, "(1, 2, 2)", "(num_features, num_codes)"),
-        (torch.ones(0, 2), ValueError, "(0, 2)", "non-empty"),
-        (torch.ones(2, 0), ValueError, "(2, 0)", "non-empty"),
-        (torch.tensor([[1.0, torch.nan]]), ValueError, "NaN or infinity", "finite"),
-        (torch.tensor([[1.0, -torch.inf]]), ValueError, "NaN or infinity", "finite"),
-    ],
-)
+@pytest.mark.parametrize("weight, error, given, expected", [
+    ([[1.0]], TypeError, "list", "a floating-point tensor"),
+    (torch.ones(2, 2, dtype=torch.int64), TypeError, "torch.int64", "a floating-point tensor"),
+    (torch.ones(2, 2, dtype=torch.complex64), TypeError, "torch.complex64", "a floating-point tensor"),
+    (torch.ones(2, 2, dtype=torch.bool), TypeError, "torch.bool", "a floating-point tensor"),
+    (torch.ones(4), ValueError, "(4,)", "(num_features, num_codes)"),
+    (torch.ones(1, 2, 2), ValueError, "(1, 2, 2)", "(num_features, num_codes)"),
+    (torch.ones(0, 2), ValueError, "(0, 2)", "non-empty"),
+    (torch.ones(2, 0), ValueError, "(2, 0)", "non-empty"),
+    (torch.tensor([[1.0, torch.nan]]), ValueError, "NaN or infinity", "finite"),
+    (torch.tensor([[1.0, -torch.inf]]), ValueError, "NaN or infinity", "finite"),
+])  # fmt: skip
 def test_bad_matrices(weight, error, given, expected):
     with pytest.raises(error) as caught:
         cpk.DenseDictionary(weight)

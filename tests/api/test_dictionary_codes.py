@@ -1,7 +1,5 @@
 """Tests of the codes that dictionary.py makes: frozen bits, slices, Hadamard structure, C++ agreement, statistics."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -55,9 +53,6 @@ def test_frozen_codes(kind, f, seed, start, expected):
     assert packed(-columns) != expected and packed(columns.flip(0)) != expected
 
 
-# ---- slices --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", ["hadamard", "rademacher", "dense"])
 @pytest.mark.parametrize("f", [1, 2, 7, 100, 129])
 def test_slices_equal_the_whole(kind, f):
@@ -78,9 +73,6 @@ def test_slices_equal_the_whole(kind, f):
 def test_seeds_change_the_codes(kind):
     seeds = (0, 1, 2**32, 2**63, 2**64 - 1)
     assert len({packed(make_dictionary(kind, 128, 10, seed).to_dense()) for seed in seeds}) == len(seeds)
-
-
-# ---- Hadamard structure --------------------------------------------------------------------------------------------
 
 
 def definition(dictionary, code):
@@ -137,9 +129,6 @@ def test_codes_of_a_partial_block_are_nearly_orthogonal(seed):
     assert largest_cosine(without_injection) == pytest.approx(127 / 129)
 
 
-# ---- the C++ core makes the same bits -------------------------------------------------------------------------------
-
-
 def codes_seen_by(backend, dictionary):
     """W as a backend's kernels see it: the score of code j for the k-th unit vector is W[k, j]."""
     f, c = dictionary.num_features, dictionary.num_codes
@@ -155,9 +144,6 @@ def test_compiled_codes_equal_pythons(f, c, seed):
     seen = codes_seen_by("cpu", dictionary)
     assert torch.equal(seen, dictionary.to_dense())
     assert not torch.equal(seen, cpk.HadamardDictionary(f, c, seed=seed ^ (1 << 40)).to_dense())
-
-
-# ---- statistics of independent codes --------------------------------------------------------------------------------
 
 
 def faults(w):

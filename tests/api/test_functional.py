@@ -1,7 +1,5 @@
 """Tests of functional.py and validation.py: every bad input, what NaN does, dtypes of results, the loss's terms."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 
@@ -63,8 +61,6 @@ def test_the_check_for_work_notices_work(work):
     assert len(work) == len(BACKENDS)
 
 
-# ---- bad embeddings, for every function ------------------------------------------------------------------------------
-
 FUNCTIONS = {
     "cplearn_loss": lambda h, d, **o: cpk.cplearn_loss(h, h, d, temperature=0.5, **o),
     "assign": lambda h, d, **o: cpk.assign(h, d, **o),
@@ -94,22 +90,17 @@ def test_bad_embeddings(work, function, case, backend):
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-@pytest.mark.parametrize(
-    "backend, dictionary, h, error, given, expected",
-    [
-        ("tensorflow", HADAMARD, H1, ValueError, "got 'tensorflow'", "('reference', 'cpu', 'cuda', 'triton', 'torch')"),
-        ("", HADAMARD, H1, ValueError, "got ''", "expected None or one of"),
-        ("triton", HADAMARD, H1.double(), RuntimeError, "'triton' cannot run", "cannot run"),
-        ("cuda", HADAMARD, H1, RuntimeError, "'cuda' cannot run", "cannot run"),
-        ("cpu", DENSE, H1, RuntimeError, "this one has others", "it serves a dense dictionary whose entries are all +1 or -1"),
-        ("cpu", HADAMARD, H1.double(), RuntimeError, "torch.float64", "it serves torch.float16"),
-    ],
-)
+@pytest.mark.parametrize("backend, dictionary, h, error, given, expected", [
+    ("tensorflow", HADAMARD, H1, ValueError, "got 'tensorflow'", "('reference', 'cpu', 'cuda', 'triton', 'torch')"),
+    ("", HADAMARD, H1, ValueError, "got ''", "expected None or one of"),
+    ("triton", HADAMARD, H1.double(), RuntimeError, "'triton' cannot run", "cannot run"),
+    ("cuda", HADAMARD, H1, RuntimeError, "'cuda' cannot run", "cannot run"),
+    ("cpu", DENSE, H1, RuntimeError, "this one has others", "it serves a dense dictionary whose entries are all +1 or -1"),
+    ("cpu", HADAMARD, H1.double(), RuntimeError, "torch.float64", "it serves torch.float16"),
+])  # fmt: skip
 def test_backends_that_cannot_run(work, function, backend, dictionary, h, error, given, expected):
     fails(work, lambda: FUNCTIONS[function](h, dictionary, backend=backend), error, given, expected)
 
-
-# ---- bad settings ----------------------------------------------------------------------------------------------------
 
 BAD_NUMBERS = [
     (0, ValueError, "got 0"), (0.0, ValueError, "got 0.0"), (-0.1, ValueError, "got -0.1"),
@@ -122,7 +113,9 @@ BAD_NUMBERS = [
 @pytest.mark.parametrize("function", [name for name in FUNCTIONS if name != "assign"])
 @pytest.mark.parametrize("value, error, given", BAD_NUMBERS)
 def test_bad_temperatures(work, function, value, error, given):
-    expected = "temperature: expected a positive finite number" if error is ValueError else "temperature: expected a number"
+    expected = (
+        "temperature: expected a positive finite number" if error is ValueError else "temperature: expected a number"
+    )
     views = (H1, H2) if function == "cplearn_loss" else (H1,)
     fails(work, lambda: getattr(cpk, function)(*views, HADAMARD, temperature=value), error, given, expected)
 
@@ -188,9 +181,6 @@ def test_bad_top_k(work, backend, top_k, error, given):
     fails(work, lambda: cpk.assign(H1, HADAMARD, top_k=top_k, backend=backend), error, given, expected)
 
 
-# ---- NaN and infinity ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", DICTIONARY_KINDS)
@@ -220,9 +210,6 @@ def test_rows_that_are_not_finite_stay_alone(value, backend):
         assert not bool(result[2].isfinite().any()) and (name == "assign" or bool(result[2].isnan().all())), name
         assert torch.equal(result[others], clean[others]), name
     assert bool(cpk.mean_assignment(h, HADAMARD, temperature=0.5, backend=backend).isnan().all())
-
-
-# ---- results ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

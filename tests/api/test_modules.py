@@ -1,7 +1,5 @@
 """Tests of modules.py: the head, the loss as a module, its state dict and copies, an optimiser's loop."""
 
-from __future__ import annotations
-
 import copy
 import io
 import pickle
@@ -14,9 +12,6 @@ import cplearn_kernels as cpk
 
 KINDS = ("hadamard", "rademacher", "dense")
 H1, H2 = embeddings(6, 7)
-
-
-# ---- head ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n, features, f", [(2, 3, 1), (5, 12, 7), (8, 4, 129)])
@@ -51,21 +46,15 @@ def test_head_defaults_and_text():
     assert head.linear.out_features == 2048 and head.embedding == "l2" and "embedding='l2'" in repr(head)
 
 
-@pytest.mark.parametrize(
-    "arguments, options, given, expected",
-    [
-        ((0, 7), {}, "got 0", "in_features: expected at least 1"),
-        ((5, -1), {}, "got -1", "num_features: expected at least 1"),
-        ((5, 7), {"embedding": "relu"}, "got 'relu'", "expected one of ('l2', 'tanh')"),
-    ],
-)
+@pytest.mark.parametrize("arguments, options, given, expected", [
+    ((0, 7), {}, "got 0", "in_features: expected at least 1"),
+    ((5, -1), {}, "got -1", "num_features: expected at least 1"),
+    ((5, 7), {"embedding": "relu"}, "got 'relu'", "expected one of ('l2', 'tanh')"),
+])  # fmt: skip
 def test_bad_heads(arguments, options, given, expected):
     with pytest.raises(ValueError) as caught:
         cpk.CPLearnHead(*arguments, **options)
     assert given in str(caught.value) and expected in str(caught.value)
-
-
-# ---- the loss as a module --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -101,34 +90,29 @@ def test_backend_is_used():
             call()
 
 
-@pytest.mark.parametrize(
-    "options, error, given, expected",
-    [
-        ({"embedding": "tanh"}, ValueError, "got None", "batch size"),
-        ({"embedding": "cosine"}, ValueError, "got 'cosine'", "('l2', 'tanh')"),
-        ({"temperature": 0.0}, ValueError, "got 0.0", "positive finite"),
-        ({"temperature": float("nan")}, ValueError, "got nan", "positive finite"),
-        ({"beta": -1}, ValueError, "got -1", "beta: expected a finite number >= 0"),
-        ({"eps": 0.05}, ValueError, "eps=0.05 with num_codes=20", "eps * num_codes < 1"),
-        ({"prior": "kl"}, ValueError, "got 'kl'", "prior: expected one of"),
-        ({"prior_probs": torch.ones(3) / 3}, ValueError, "got (3,)", "expected shape (20,)"),
-        ({"prior_probs": torch.ones(20)}, ValueError, "got 20.0", "a sum of 1"),
-        ({"prior_probs": prior_probs(20, zeros=True)}, ValueError, "got a zero", "reverse_kl needs q_j > 0"),
-        ({"process_group": "all"}, ValueError, "got 'all'", 'expected a ProcessGroup, "world" or None'),
-        ({"process_group": 1}, TypeError, "got int", 'expected a ProcessGroup, "world" or None'),
-        ({"rows": "split"}, ValueError, "got 'split'", "expected one of ('sharded', 'replicated')"),
-        ({"backend": "gpu"}, ValueError, "got 'gpu'", "backend: expected None or one of"),
-        ({"dictionary": torch.eye(7)}, TypeError, "got Tensor", "expected a Dictionary"),
-    ],
-)
+@pytest.mark.parametrize("options, error, given, expected", [
+    ({"embedding": "tanh"}, ValueError, "got None", "batch size"),
+    ({"embedding": "cosine"}, ValueError, "got 'cosine'", "('l2', 'tanh')"),
+    ({"temperature": 0.0}, ValueError, "got 0.0", "positive finite"),
+    ({"temperature": float("nan")}, ValueError, "got nan", "positive finite"),
+    ({"beta": -1}, ValueError, "got -1", "beta: expected a finite number >= 0"),
+    ({"eps": 0.05}, ValueError, "eps=0.05 with num_codes=20", "eps * num_codes < 1"),
+    ({"prior": "kl"}, ValueError, "got 'kl'", "prior: expected one of"),
+    ({"prior_probs": torch.ones(3) / 3}, ValueError, "got (3,)", "expected shape (20,)"),
+    ({"prior_probs": torch.ones(20)}, ValueError, "got 20.0", "a sum of 1"),
+    ({"prior_probs": prior_probs(20, zeros=True)}, ValueError, "got a zero", "reverse_kl needs q_j > 0"),
+    ({"process_group": "all"}, ValueError, "got 'all'", 'expected a ProcessGroup, "world" or None'),
+    ({"process_group": 1}, TypeError, "got int", 'expected a ProcessGroup, "world" or None'),
+    ({"rows": "split"}, ValueError, "got 'split'", "expected one of ('sharded', 'replicated')"),
+    ({"backend": "gpu"}, ValueError, "got 'gpu'", "backend: expected None or one of"),
+    ({"dictionary": torch.eye(7)}, TypeError, "got Tensor", "expected a Dictionary"),
+])  # fmt: skip
 def test_bad_arguments_fail_when_the_module_is_made(options, error, given, expected):
     with pytest.raises(error) as caught:
         cpk.CPLearnLoss(**{"dictionary": make_dictionary("hadamard", 7, 20), **options})
     message = str(caught.value)
     assert given in message and expected in message and "\n" not in message
 
-
-# ---- state -----------------------------------------------------------------------------------------------------------
 
 OTHERS = {
     "another kind": lambda: make_dictionary("rademacher", 7, 20, seed=5),
@@ -202,9 +186,6 @@ def test_states_that_are_no_identity():
             criterion.load_state_dict({"dictionary_identity": wrong})
 
 
-# ---- copies and moves ------------------------------------------------------------------------------------------------
-
-
 def through_a_file(module):
     buffer = io.BytesIO()
     torch.save(module, buffer)
@@ -242,9 +223,6 @@ def test_casts_keep_the_prior_and_the_identity(cast):
 def test_moves_take_the_matrix_along():
     criterion = cpk.CPLearnLoss(make_dictionary("dense", 7, 20), prior_probs=prior_probs(20)).to("meta")
     assert criterion.dictionary.weight.device.type == criterion.prior_probs.device.type == "meta"
-
-
-# ---- training --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)

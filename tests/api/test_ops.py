@@ -1,7 +1,5 @@
 """Tests of ops.py: opcheck, the compiler, autocast, half precision, strides, graphs, second derivatives."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch._dynamo.testing
@@ -31,9 +29,6 @@ PATHS += [("triton", "hadamard", torch.float32)] if "interpreter" in cpk.backend
 
 def check(operator, *arguments):
     torch.library.opcheck(operator, arguments)
-
-
-# ---- opcheck ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend, kind, dtype", PATHS)
@@ -82,9 +77,6 @@ def test_dictionaries_cross_the_boundary_as_plain_values(kind):
     assert (weight is None) == (kind != "dense") and signs is None
     of_signs = DICTIONARIES_OF_OPERATORS["dense ±1"]
     assert ops.dictionary_arguments(of_signs)[1] is of_signs.signs and of_signs.signs.dtype == torch.int32
-
-
-# ---- torch.compile ---------------------------------------------------------------------------------------------------
 
 
 def compiled(function, backend="aot_eager", **options):
@@ -153,9 +145,6 @@ def test_compiled_functions_of_one_batch(name):
     assert same_bits(torch.autograd.grad(expected, h)[0], torch.autograd.grad(got, h)[0])
     scores, codes = compiled(cpk.assign)(h, DICTIONARIES["hadamard"], top_k=3)
     assert codes.tolist() == cpk.assign(h, DICTIONARIES["hadamard"], top_k=3)[1].tolist() and not scores.requires_grad
-
-
-# ---- autocast and half precision -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", DICTIONARIES)

@@ -1,7 +1,5 @@
 """Tests of ops.py as part of autograd: strides, no_grad, one-sided gradients, second derivatives, what is kept."""
 
-from __future__ import annotations
-
 import functools
 
 import pytest
@@ -99,7 +97,9 @@ def test_second_derivatives_are_refused(backend, name):
     views = (h, h) if name == "cplearn_loss" else (h,)
     output = getattr(cpk, name)(*views, DICTIONARY, temperature=0.5, backend=served)
     (grad,) = torch.autograd.grad(output.square().sum(), h, create_graph=True)
-    with pytest.raises(NotImplementedError, match='second derivatives are not implemented.*backend="reference"') as caught:
+    with pytest.raises(
+        NotImplementedError, match='second derivatives are not implemented.*backend="reference"'
+    ) as caught:
         grad.square().sum().backward()
     assert "\n" not in str(caught.value)
 

@@ -1,7 +1,5 @@
 """Tests of philox.py and csrc/philox.h: published known answers, an independent implementation, the bit layout."""
 
-from __future__ import annotations
-
 import random
 
 import numpy as np

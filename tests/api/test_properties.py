@@ -1,7 +1,5 @@
 """Properties that hold for every input, on inputs that hypothesis makes up: backend "cpu", all its dictionaries."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 
@@ -9,7 +7,13 @@ import torch
 from cases import same_bits
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oracle import FEW_FEATURES, FEW_FEATURES_TOLERANCES, GRADIENT_TOLERANCE, LARGE_LOGIT_GRADIENT_TOLERANCE, relative_error
+from oracle import (
+    FEW_FEATURES,
+    FEW_FEATURES_TOLERANCES,
+    GRADIENT_TOLERANCE,
+    LARGE_LOGIT_GRADIENT_TOLERANCE,
+    relative_error,
+)
 
 import cplearn_kernels as cpk
 from cplearn_kernels import reference
@@ -29,7 +33,9 @@ class Problem:
     temperature: float
 
     def __repr__(self):
-        return f"Problem({self.dictionary}, n={len(self.views[0])}, {self.views[0].dtype}, temperature={self.temperature})"
+        return (
+            f"Problem({self.dictionary}, n={len(self.views[0])}, {self.views[0].dtype}, temperature={self.temperature})"
+        )
 
     @property
     def tolerance(self):
@@ -177,7 +183,9 @@ def test_assign(problem, top_k):
 
 
 @examples
-@given(problems(), st.sampled_from(["every other row", "every other column", "transposed", "expanded"]), st.integers(1, 3))
+@given(
+    problems(), st.sampled_from(["every other row", "every other column", "transposed", "expanded"]), st.integers(1, 3)
+)
 def test_strides_and_threads_change_no_bit(problem, layout, threads):
     def laid_out(view):
         if layout == "every other row":

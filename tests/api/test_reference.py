@@ -1,7 +1,5 @@
 """Tests of reference.py, the specification: against double loops in plain Python, derivatives, floors, identities."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -89,9 +87,6 @@ def test_functions_of_one_batch_against_the_formula_written_out():
     torch.testing.assert_close(found_scores, torch.tensor(scores, dtype=F64).gather(1, found), rtol=1e-12, atol=1e-12)
 
 
-# ---- derivatives ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("beta, given", [(1.0, False), (0.5, True)])
 def test_loss_derivatives(prior, beta, given):
@@ -116,9 +111,6 @@ def test_function_derivatives(name):
     assert torch.autograd.gradgradcheck(function, (h,), fast_mode=True)
 
 
-# ---- finite where the authors' formula is not ------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("strength", [0.8, 1.0, 50.0])
 @pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
@@ -133,9 +125,6 @@ def test_finite_on_aligned_codes(prior, strength, backend):
         assert not theirs.isfinite()
     results = loss_and_gradients(h, h.clone(), dictionary, temperature=temperature, prior=prior, backend=backend)
     assert all(bool(result.isfinite().all()) for result in results)
-
-
-# ---- known values ----------------------------------------------------------------------------------------------------
 
 
 def codes_as_rows(dictionary, rows):

@@ -1,7 +1,5 @@
 """Tests of temperature.py: the two formulas by hand, the default eps, what the temperature promises, bad arguments."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -76,22 +74,19 @@ def test_l2_does_not_depend_on_the_batch_and_tanh_does():
     assert ratio == pytest.approx(8, rel=1e-15)  # sqrt(64), a rounding or two
 
 
-@pytest.mark.parametrize(
-    "arguments, options, given, expected",
-    [
-        ((4, 10), {"eps": 0.1}, "eps=0.1 with num_codes=10", "eps * num_codes < 1"),
-        ((4, 10), {"eps": 0.5}, "eps=0.5 with num_codes=10", "eps * num_codes < 1"),
-        ((4, 1), {"eps": 1.0}, "eps=1.0 with num_codes=1", "eps * num_codes < 1"),
-        ((4, 10), {"eps": 0.0}, "eps=0.0", "0 < eps"),
-        ((4, 10), {"eps": -1e-3}, "eps=-0.001", "0 < eps"),
-        ((4, 10), {"eps": math.nan}, "eps=nan", "0 < eps"),
-        ((0, 10), {}, "got 0", "num_features: expected at least 1"),
-        ((4, 0), {}, "got 0", "num_codes: expected at least 1"),
-        ((4, 10), {"embedding": "cosine"}, "'cosine'", "('l2', 'tanh')"),
-        ((4, 10), {"embedding": "tanh"}, "got None", "batch size"),
-        ((4, 10), {"embedding": "tanh", "batch_size": 0}, "got 0", "batch size (at least 1)"),
-    ],
-)
+@pytest.mark.parametrize("arguments, options, given, expected", [
+    ((4, 10), {"eps": 0.1}, "eps=0.1 with num_codes=10", "eps * num_codes < 1"),
+    ((4, 10), {"eps": 0.5}, "eps=0.5 with num_codes=10", "eps * num_codes < 1"),
+    ((4, 1), {"eps": 1.0}, "eps=1.0 with num_codes=1", "eps * num_codes < 1"),
+    ((4, 10), {"eps": 0.0}, "eps=0.0", "0 < eps"),
+    ((4, 10), {"eps": -1e-3}, "eps=-0.001", "0 < eps"),
+    ((4, 10), {"eps": math.nan}, "eps=nan", "0 < eps"),
+    ((0, 10), {}, "got 0", "num_features: expected at least 1"),
+    ((4, 0), {}, "got 0", "num_codes: expected at least 1"),
+    ((4, 10), {"embedding": "cosine"}, "'cosine'", "('l2', 'tanh')"),
+    ((4, 10), {"embedding": "tanh"}, "got None", "batch size"),
+    ((4, 10), {"embedding": "tanh", "batch_size": 0}, "got 0", "batch size (at least 1)"),
+])  # fmt: skip
 def test_bad_arguments(arguments, options, given, expected):
     with pytest.raises(ValueError) as caught:
         cpk.default_temperature(*arguments, **options)

@@ -1,7 +1,5 @@
 """Every function over 1 to 4 ranks against the float64 oracle of the whole batch; all ranks get the same numbers."""
 
-from __future__ import annotations
-
 import contextlib
 
 import emulated

@@ -1,7 +1,5 @@
 """A rank that differs, fails, dies or stays away is named on every rank that is left, soon, and nothing hangs."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time
@@ -102,7 +100,9 @@ BAD = {
     "rows": ({"rows": "split"}, "ValueError", "rows: expected one of ('sharded', 'replicated'), got 'split'"),
     "values of q": ({"prior_probs": torch.ones(C)}, "ValueError", "prior_probs: expected a sum of 1, got 300.0"),
     "values of q, oracle": (
-        {"prior_probs": torch.ones(C), "backend": "reference"}, "ValueError", "expected a sum of 1, got 300.0"
+        {"prior_probs": torch.ones(C), "backend": "reference"},
+        "ValueError",
+        "expected a sum of 1, got 300.0",
     ),
     "backend": ({"backend": "triton", "dtype": torch.float64}, "RuntimeError", "backend 'triton' cannot run"),
 }
@@ -212,7 +212,8 @@ def outsider(group, members):
     for process_group in (inner, other):
         try:
             cpk.CPLearnLoss(cpk.HadamardDictionary(F, C), process_group=process_group, backend="torch")(
-                *torch.ones(2, 4, F))
+                *torch.ones(2, 4, F)
+            )
             found.append(None)
         except Exception as error:
             found.append((type(error).__name__, str(error)))

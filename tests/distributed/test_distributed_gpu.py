@@ -1,7 +1,5 @@
 """The loss over ranks with tensors on GPUs: gloo on one GPU, NCCL where each rank has its own. Skipped without one."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from oracle import LossOracle, check_loss, make_case

@@ -1,7 +1,5 @@
 """Training on 1 to 4 ranks leaves the parameters that one process with the whole batch leaves; DDP, FSDP2, compile."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.distributed as dist

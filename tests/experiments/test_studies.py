@@ -105,13 +105,10 @@ def test_a_study_from_runs_to_json(tmp_path, study, result):
     assert all(path.read_text() == "x" for path in (tmp_path / "runs").glob("*/times"))
 
 
-@pytest.mark.parametrize(
-    "script, words",
-    [
-        ("import sys; print('error: no luck.'); sys.exit(2)", "exit status 2: error: no luck."),
-        ("print('bye')", "no summary although the exit status was 0: bye"),
-    ],
-)
+@pytest.mark.parametrize("script, words", [
+    ("import sys; print('error: no luck.'); sys.exit(2)", "exit status 2: error: no luck."),
+    ("print('bye')", "no summary although the exit status was 0: bye"),
+])  # fmt: skip
 @pytest.mark.parametrize("arm, missing, kept", [("a", ["a, seed 6"], [[5], [5]]), ("b", ["b, seed 5"], [[5, 6]])])
 def test_a_run_without_a_summary_is_named_and_the_others_are_collected(
     study, small, result, capsys, script, words, arm, missing, kept

@@ -33,19 +33,16 @@ def test_half_interval_of_a_known_sample():
     assert math.isnan(tables.half_interval(np.array([1.0])))
 
 
-@pytest.mark.parametrize(
-    "sample, signed, text",
-    [
-        ([0.1, 0.11, 0.12], False, "0.110 ± 0.025"),
-        ([1000, 1010, 1020], False, "1010 ± 25"),
-        ([10, 11, 12], False, "11.0 ± 2.5"),
-        ([150.1, 150.3, 150.2], False, "150.20 ± 0.25"),
-        ([0.0004, 0.0003, 0.0005], False, "0.0004 ± 0.0002"),
-        ([0.5], False, "0.500 ± –"),
-        ([0.02, 0.02, 0.02], True, "+0.020 ± 0.000"),
-        ([-0.2, -0.2], True, "-0.200 ± 0.000"),
-    ],
-)
+@pytest.mark.parametrize("sample, signed, text", [
+    ([0.1, 0.11, 0.12], False, "0.110 ± 0.025"),
+    ([1000, 1010, 1020], False, "1010 ± 25"),
+    ([10, 11, 12], False, "11.0 ± 2.5"),
+    ([150.1, 150.3, 150.2], False, "150.20 ± 0.25"),
+    ([0.0004, 0.0003, 0.0005], False, "0.0004 ± 0.0002"),
+    ([0.5], False, "0.500 ± –"),
+    ([0.02, 0.02, 0.02], True, "+0.020 ± 0.000"),
+    ([-0.2, -0.2], True, "-0.200 ± 0.000"),
+])  # fmt: skip
 def test_cells(sample, signed, text):
     assert tables.cell(np.array(sample, dtype=float), signed) == text
 

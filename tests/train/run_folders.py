@@ -1,7 +1,5 @@
 """Finished runs for the tests of the report, written file by file: no test has to train."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

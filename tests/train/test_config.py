@@ -27,32 +27,29 @@ def test_to_dict_is_plain_json(tiny_config):
     assert json.loads(json.dumps(stored)) == stored
 
 
-@pytest.mark.parametrize(
-    "changes, words",
-    [
-        ({"epochs": 0}, ["--epochs", "0", "at least 1"]),
-        ({"batch_size": 1}, ["--batch-size", "1", "at least 2"]),
-        ({"lr": float("nan")}, ["--lr", "nan", "finite"]),
-        ({"beta": -1.0}, ["--beta", "-1.0", "at least 0"]),
-        ({"flip_prob": 1.5}, ["--flip-prob", "1.5", "between 0 and 1"]),
-        ({"crop_scale": (0.9, 0.5)}, ["--crop-scale", "0.9", "smallest <= largest"]),
-        ({"jitter": (0.4, 0.4, 0.4, 0.7)}, ["--jitter", "0.7", "at most 0.5"]),
-        ({"warmup_epochs": 2}, ["--warmup-epochs", "2", "less than the 2 epochs"]),
-        ({"dataset": "cifar10"}, ["--data-dir", "None", "folder that holds CIFAR-10"]),
-        ({"device": "abacus"}, ["--device", "abacus", "cpu"]),
-        ({"dictionary": "dense"}, ["--dictionary-file", "None", "--dictionary dense"]),
-        ({"dictionary_file": "w.npy"}, ["--dictionary-file", "w.npy", "none with another"]),
-        ({"num_prototypes": 0}, ["--num-prototypes", "0", "at least 1"]),
-        ({"queue_length": -1}, ["--queue-length", "-1", "at least 0"]),
-        ({"sinkhorn_epsilon": 0.0}, ["--sinkhorn-epsilon", "0.0", "above 0"]),
-        ({"seed": 2**64}, ["--seed", "below 2^64"]),
-        ({"seed": -1}, ["--seed", "-1", "at least 0"]),
-        ({"num_test": 1}, ["--num-test", "1", "at least 2"]),
-        ({"momentum": 1.0}, ["--momentum", "1.0", "below 1"]),
-        ({"widths": ()}, ["--widths", "numbers of at least 1"]),
-        ({"resume": True, "overwrite": True}, ["--resume", "--overwrite"]),
-    ],
-)
+@pytest.mark.parametrize("changes, words", [
+    ({"epochs": 0}, ["--epochs", "0", "at least 1"]),
+    ({"batch_size": 1}, ["--batch-size", "1", "at least 2"]),
+    ({"lr": float("nan")}, ["--lr", "nan", "finite"]),
+    ({"beta": -1.0}, ["--beta", "-1.0", "at least 0"]),
+    ({"flip_prob": 1.5}, ["--flip-prob", "1.5", "between 0 and 1"]),
+    ({"crop_scale": (0.9, 0.5)}, ["--crop-scale", "0.9", "smallest <= largest"]),
+    ({"jitter": (0.4, 0.4, 0.4, 0.7)}, ["--jitter", "0.7", "at most 0.5"]),
+    ({"warmup_epochs": 2}, ["--warmup-epochs", "2", "less than the 2 epochs"]),
+    ({"dataset": "cifar10"}, ["--data-dir", "None", "folder that holds CIFAR-10"]),
+    ({"device": "abacus"}, ["--device", "abacus", "cpu"]),
+    ({"dictionary": "dense"}, ["--dictionary-file", "None", "--dictionary dense"]),
+    ({"dictionary_file": "w.npy"}, ["--dictionary-file", "w.npy", "none with another"]),
+    ({"num_prototypes": 0}, ["--num-prototypes", "0", "at least 1"]),
+    ({"queue_length": -1}, ["--queue-length", "-1", "at least 0"]),
+    ({"sinkhorn_epsilon": 0.0}, ["--sinkhorn-epsilon", "0.0", "above 0"]),
+    ({"seed": 2**64}, ["--seed", "below 2^64"]),
+    ({"seed": -1}, ["--seed", "-1", "at least 0"]),
+    ({"num_test": 1}, ["--num-test", "1", "at least 2"]),
+    ({"momentum": 1.0}, ["--momentum", "1.0", "below 1"]),
+    ({"widths": ()}, ["--widths", "numbers of at least 1"]),
+    ({"resume": True, "overwrite": True}, ["--resume", "--overwrite"]),
+])  # fmt: skip
 def test_bad_values_are_named(tiny_config, changes, words):
     with pytest.raises(InputError) as caught:
         tiny_config(**changes)

@@ -146,21 +146,18 @@ def test_the_command_prints_and_writes_what_judge_says(stored, tmp_path, capsys)
     assert len(ends) == 1
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (["MISSING"], "expected an existing file"),
-        (["CUT"], "could not be read"),
-        (["FOREIGN"], "could not be read (KeyError), expected a checkpoint of this program"),
-        (["OTHER_FIELDS"], "has other fields (num_codes, number_of_codes)"),
-        (["OTHER_WEIGHTS"], "holds other weights than its configuration says"),
-        (["CIFAR10"], "--data-dir was gone, as in the run, expected an existing folder with the images of cifar10"),
-        (["CIFAR10", "--data-dir", "nowhere"], "--data-dir was nowhere, expected an existing folder"),
-        (["GOOD", "--num-threads", "0"], "--num-threads was 0, expected a whole number of at least 1"),
-        (["GOOD", "--device", "abacus"], "--device was abacus, expected"),
-        (["GOOD", "--output", "nowhere/out.json"], "--output was nowhere/out.json, expected the name of a file"),
-    ],
-)
+@pytest.mark.parametrize("options, message", [
+    (["MISSING"], "expected an existing file"),
+    (["CUT"], "could not be read"),
+    (["FOREIGN"], "could not be read (KeyError), expected a checkpoint of this program"),
+    (["OTHER_FIELDS"], "has other fields (num_codes, number_of_codes)"),
+    (["OTHER_WEIGHTS"], "holds other weights than its configuration says"),
+    (["CIFAR10"], "--data-dir was gone, as in the run, expected an existing folder with the images of cifar10"),
+    (["CIFAR10", "--data-dir", "nowhere"], "--data-dir was nowhere, expected an existing folder"),
+    (["GOOD", "--num-threads", "0"], "--num-threads was 0, expected a whole number of at least 1"),
+    (["GOOD", "--device", "abacus"], "--device was abacus, expected"),
+    (["GOOD", "--output", "nowhere/out.json"], "--output was nowhere/out.json, expected the name of a file"),
+])  # fmt: skip
 def test_bad_input_is_one_sentence(stored, tmp_path, monkeypatch, fails, options, message):
     content, name, path = torch.load(stored[0], weights_only=True), options[0], tmp_path / "changed.pt"
     monkeypatch.chdir(tmp_path)

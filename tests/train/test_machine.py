@@ -1,7 +1,5 @@
 """train.machine: what a processor says of itself, the description of this machine, the commit."""
 
-from __future__ import annotations
-
 import re
 
 import torch

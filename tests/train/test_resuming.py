@@ -45,16 +45,13 @@ def test_a_run_stopped_and_then_killed_is_the_unbroken_one(method, optimiser, ti
         assert int(checkpoint.load(run / "checkpoint.pt")["method"]["queued"]) == 40
 
 
-@pytest.mark.parametrize(
-    "method, optimiser, forget",
-    [
-        ("cplearn", "adam", lambda content: content["optimiser"].update(state={})),
-        slow("barlow_twins", "sgd", lambda content: content["optimiser"].update(state={})),
-        slow("barlow_twins", "lars", lambda content: content["optimiser"].update(state={})),
-        ("swav", "sgd", lambda content: content["method"]["queue"].zero_()),
-        ("cplearn", "adam", lambda content: content["progress"].update(sums={})),
-    ],
-)
+@pytest.mark.parametrize("method, optimiser, forget", [
+    ("cplearn", "adam", lambda content: content["optimiser"].update(state={})),
+    slow("barlow_twins", "sgd", lambda content: content["optimiser"].update(state={})),
+    slow("barlow_twins", "lars", lambda content: content["optimiser"].update(state={})),
+    ("swav", "sgd", lambda content: content["method"]["queue"].zero_()),
+    ("cplearn", "adam", lambda content: content["progress"].update(sums={})),
+])  # fmt: skip
 def test_what_a_resumed_run_forgets_is_seen(method, optimiser, forget, tiny_options, tmp_path, unbroken, during):
     """A resumed run without the optimiser's state, the queue or the sums is told from the unbroken one."""
     options, path = [*tiny_options, *kind(method, optimiser)], tmp_path / "run" / "checkpoint.pt"
@@ -81,16 +78,13 @@ def test_checkpoints_inside_an_epoch(precision, tiny_options, tmp_path, unbroken
     assert equal_runs(tmp_path / "run", unbroken(["--precision", precision]))
 
 
-@pytest.mark.parametrize(
-    "stop_at, act, status",
-    [
-        (1, interrupt, 130),
-        slow(2, terminate, 143),
-        slow(3, interrupt, 130),
-        slow(5, terminate, 143),
-        (6, terminate, 143),
-    ],
-)
+@pytest.mark.parametrize("stop_at, act, status", [
+    (1, interrupt, 130),
+    slow(2, terminate, 143),
+    slow(3, interrupt, 130),
+    slow(5, terminate, 143),
+    (6, terminate, 143),
+])  # fmt: skip
 def test_any_step_is_a_good_place_to_stop(tiny_options, tmp_path, unbroken, during, stop_at, act, status):
     """The signal comes during the first step, inside an epoch, at its end, inside the last, at the very end."""
     during(stop_at, act)

@@ -133,16 +133,13 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, arra
     assert trace.exists(), "the payload is harmless, so refusing it proves nothing"
 
 
-@pytest.mark.parametrize(
-    "change, words",
-    [
-        (lambda b: b.pop(b"data"), "b'data' as uint8"),
-        (lambda b: b.update({b"data": b[b"data"][:, :-1]}), "shape"),
-        (lambda b: b.update({b"data": b[b"data"].astype(float)}), "uint8"),
-        (lambda b: b[b"labels"].pop(), "20 integers"),
-        (lambda b: b.update({b"labels": [10] * PER_FILE}), "a label 10, expected labels from 0 to 9"),
-    ],
-)
+@pytest.mark.parametrize("change, words", [
+    (lambda b: b.pop(b"data"), "b'data' as uint8"),
+    (lambda b: b.update({b"data": b[b"data"][:, :-1]}), "shape"),
+    (lambda b: b.update({b"data": b[b"data"].astype(float)}), "uint8"),
+    (lambda b: b[b"labels"].pop(), "20 integers"),
+    (lambda b: b.update({b"labels": [10] * PER_FILE}), "a label 10, expected labels from 0 to 9"),
+])  # fmt: skip
 def test_pickles_with_the_wrong_content(tmp_path, arrays, change, words):
     folder = write_pickle(tmp_path / "data", arrays)
     batch = pickle.loads((folder / "data_batch_1").read_bytes())

@@ -31,14 +31,11 @@ def ends(tmp_path, options, act, status, *words):
     assert "Traceback" not in run.everything
 
 
-@pytest.mark.parametrize(
-    "options, words",
-    [
-        ("--batch-size 63", ["error: --batch-size was 63", "a multiple of the 2 processes"]),
-        slow("--resume", ["error: --resume was given, expected a checkpoint"]),
-        slow("--method cplearn --backend abacus", ["error: The loss cannot be set", "abacus"]),
-    ],
-)
+@pytest.mark.parametrize("options, words", [
+    ("--batch-size 63", ["error: --batch-size was 63", "a multiple of the 2 processes"]),
+    slow("--resume", ["error: --resume was given, expected a checkpoint"]),
+    slow("--method cplearn --backend abacus", ["error: The loss cannot be set", "abacus"]),
+])  # fmt: skip
 def test_bad_input_is_said_once(options, words, tmp_path):
     ends(tmp_path, options.split(), None, 2, *words)
 

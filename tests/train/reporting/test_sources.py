@@ -95,19 +95,16 @@ def test_an_unfinished_run_says_how_to_go_on(run):
     refused("holds a checkpoint but no summary.json", "--resume", f"give {run / 'checkpoint.pt'}", runs=[run])
 
 
-@pytest.mark.parametrize(
-    "name, text, words",
-    [
-        ("summary.json", '{"knn": ', "expected a JSON object"),
-        ("summary.json", "[1]", "held a JSON list"),
-        ("config.json", None, "FileNotFoundError"),
-        ("embeddings.npz", None, "holds no embeddings.npz"),
-        ("embeddings.npz", "x", "expected a NumPy file"),
-        ("metrics.jsonl", "{}\n", "a line without epoch or loss"),
-        ("metrics.jsonl", "[]\n", "expected one JSON object per epoch"),
-        ("metrics.jsonl", "{", "JSONDecodeError"),
-    ],
-)
+@pytest.mark.parametrize("name, text, words", [
+    ("summary.json", '{"knn": ', "expected a JSON object"),
+    ("summary.json", "[1]", "held a JSON list"),
+    ("config.json", None, "FileNotFoundError"),
+    ("embeddings.npz", None, "holds no embeddings.npz"),
+    ("embeddings.npz", "x", "expected a NumPy file"),
+    ("metrics.jsonl", "{}\n", "a line without epoch or loss"),
+    ("metrics.jsonl", "[]\n", "expected one JSON object per epoch"),
+    ("metrics.jsonl", "{", "JSONDecodeError"),
+])  # fmt: skip
 def test_damaged_runs_are_said(run, name, text, words):
     if text is None:
         (run / name).unlink()
