@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from cases import DICTIONARY_KINDS, FUSED, embeddings, loss_and_gradients, make_dictionary, one_thread, prior_probs  # noqa: F401
+from refusals import refused
 
 import cplearn_kernels as cpk
 from cplearn_kernels.backends.chunked import functions as chunked
@@ -46,12 +47,7 @@ def work(monkeypatch):
 
 def fails(work, call, error, given, expected):
     """`call` raises `error` in one sentence that holds both texts, before anything was computed."""
-    with pytest.raises(error) as caught:
-        call()
-    message = str(caught.value)
-    assert given in message and expected in message, message
-    assert "\n" not in message and len(message) < 250, message
-    assert work == []
+    assert len(refused(call, error, given, expected)) < 250 and work == []
 
 
 def test_the_check_for_work_notices_work(work):
@@ -113,9 +109,7 @@ BAD_NUMBERS = [
 @pytest.mark.parametrize("function", [name for name in FUNCTIONS if name != "assign"])
 @pytest.mark.parametrize("value, error, given", BAD_NUMBERS)
 def test_bad_temperatures(work, function, value, error, given):
-    expected = (
-        "temperature: expected a positive finite number" if error is ValueError else "temperature: expected a number"
-    )
+    expected = f"temperature: expected a {'positive finite ' * (error is ValueError)}number"
     views = (H1, H2) if function == "cplearn_loss" else (H1,)
     fails(work, lambda: getattr(cpk, function)(*views, HADAMARD, temperature=value), error, given, expected)
 
@@ -156,10 +150,6 @@ BAD_LOSSES = {
 def test_bad_arguments_of_the_loss(work, case, backend):
     options, error, given, expected = BAD_LOSSES[case]
     fails(work, lambda: loss(**options, backend=backend), error, given, expected)
-
-
-def test_zero_probabilities_are_fine_under_cross_entropy():
-    assert loss(prior="cross_entropy", prior_probs=prior_probs(24, zeros=True)).isfinite()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
