@@ -16,7 +16,7 @@ from bench.cases import CASES, LIBRARY, case_named
 from bench.table import tables
 from bench.timing import ratios, spread
 from bench.turns import Settings, Turns, params_of, replay, seconds_of_the_turns
-from cplearn_kernels.backends import check_name
+from cplearn_kernels.backends import check_backend
 from train.machine import describe
 
 _HERE = Path(__file__).resolve().parent
@@ -73,7 +73,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.option.collectonly or not ours:
         return
     try:
-        check_name(settings.backend)
+        check_backend(settings.backend)
     except ValueError as error:
         raise pytest.UsageError(f"--{error}") from None
     _machine(config)  # while it is still idle

@@ -1,4 +1,4 @@
-"""Draws time and memory against the number of codes from what `pytest bench/ --benchmark --benchmark-json=FILE` wrote."""
+"""Draws time and memory against the number of codes, from what `--benchmark-json=FILE` of `pytest bench/` wrote."""
 
 from __future__ import annotations
 

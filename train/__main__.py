@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         return ranks.end(stop.exit_status, f"{stop} Go on with:\n  {again}")
     except BrokenPipeError:
         # Whoever read the output is gone; Python would complain once more when it flushes.
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  until the process ends
         return ranks.end(
             141,
             f"Stopped, because nothing reads the output any more. If a checkpoint was saved, go on with:\n  {again}",

@@ -12,7 +12,19 @@ from pathlib import Path
 from typing import Any
 
 # The CPU flags that decide which code runs; hundreds of others do not matter here.
-_TELLING_FLAGS = "sse4_2 avx avx2 fma avx512f avx512bw avx512_bf16 amx_bf16 neon asimd sve".split()
+_TELLING_FLAGS = [
+    "sse4_2",
+    "avx",
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512bw",
+    "avx512_bf16",
+    "amx_bf16",
+    "neon",
+    "asimd",
+    "sve",
+]
 
 
 def cpu_fields(cpuinfo: str) -> dict[str, Any]:

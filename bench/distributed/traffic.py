@@ -1,4 +1,4 @@
-"""The bytes that a rank sends in one step of the loss: counted as they are handed to torch.distributed, and a formula."""
+"""The bytes that a rank sends in one step of the loss: counted where torch.distributed gets them, and a formula."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FEW_RANKS = 3
 
 
 def bytes_sent(N: int, f: int, world: int, *, element: int, row_scalars: int) -> dict[str, float]:
-    """Bytes that each rank sends in a step, forward and gradient, by collective; the number of codes is not among them.
+    """Bytes that each rank sends in a step, forward and gradient, by collective, whatever the number of codes.
 
     An all-gather sends the own part to the R - 1 others, an all-reduce 2 (R - 1) / R of the tensor (a ring), an
     all-to-all what is not the own part. With R ranks, N rows per view on all of them together, f features, embeddings of

@@ -62,7 +62,7 @@ def measure(row: Row, options: dict[str, Any], device: torch.device) -> None:
         note(column)
         try:
             calls[column] = _first_calls(column, problem, cell, clock, options["dry_run"])
-        except Exception as error:  # noqa: BLE001  a column that fails costs itself
+        except Exception as error:
             cell["error"] = _message(error)
             note(column)
             if device.type == "cuda":

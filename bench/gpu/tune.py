@@ -82,7 +82,7 @@ def fastest(
                 timed.append(
                     (spread(alternate({"": call}, rounds, turn_seconds=0.0, clock=clock)[""])["median"], config)
                 )
-        except Exception as error:  # noqa: BLE001  a candidate that does not fit is no reason to stop
+        except Exception as error:
             print(f"  {kernel} {form} {config}: {str(error).splitlines()[0][:100]}", flush=True)
     return min(timed, key=lambda entry: entry[0], default=(float("inf"), Configuration(0, 0, 0)))
 

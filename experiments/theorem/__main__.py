@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal, Sequence
+from typing import Literal
 
 import torch
 import tyro
@@ -55,7 +56,7 @@ def run(settings: Settings, kinds: Sequence[str], codes: Sequence[int], output: 
             if (kind, num_codes) in done:
                 say(f"{name}: done before")
                 continue
-            h, effort = optimise(settings, kind, num_codes, lambda text: say(f"{name}: {text}"))
+            h, effort = optimise(settings, kind, num_codes, lambda text, name=name: say(f"{name}: {text}"))
             dictionary, temperature = problem(settings, kind, num_codes)
             point = {"dictionary": kind, "num_codes": num_codes, "num_rows": len(h), "temperature": temperature}
             point |= effort | measures.measure(h, dictionary, temperature)

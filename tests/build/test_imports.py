@@ -83,7 +83,12 @@ def test_a_backend_imports_no_other_and_nothing_that_imports_backends(graph, imp
     package = "cplearn_kernels.backends"
     for other in BACKENDS:
         assert other == importer or imports(graph, f"{package}.{importer}", f"{package}.{other}") == []
-    for user in (f"{package}.select", "cplearn_kernels.ops", "cplearn_kernels.functional", "cplearn_kernels.distributed"):
+    for user in (
+        f"{package}.select",
+        "cplearn_kernels.ops",
+        "cplearn_kernels.functional",
+        "cplearn_kernels.distributed",
+    ):
         assert imports(graph, f"{package}.{importer}", user) == []
 
 

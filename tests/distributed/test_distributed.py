@@ -13,7 +13,7 @@ import cplearn_kernels as cpk
 from cplearn_kernels import ops
 from cplearn_kernels.backends.cuda import functions as cuda
 from cplearn_kernels.distributed.loss import merge_row_sums
-from cplearn_kernels.distributed.ranges import code_ranges
+from cplearn_kernels.distributed.ranges import CodeRange, code_ranges
 
 WORLDS = (1, 2, 3, 4)
 BACKENDS = ("cpu", "torch", "reference")
@@ -178,7 +178,7 @@ def test_ranges_cover_the_codes_in_whole_blocks():
         assert all(codes.first_code % 128 == 0 and codes.total_codes == 647 for codes in ranges)
         assert max(sizes) - min(sizes[:-1], default=0) <= 128 or len(sizes) == 1
     with pytest.raises(ValueError, match="start a multiple of 128, got start=64"):
-        cpk.dictionary.CodeRange(dictionary, 64, 128)
+        CodeRange(dictionary, 64, 128)
 
 
 def test_of_equal_logits_one_rank_owns_the_best():

@@ -7,7 +7,8 @@ import signal
 import sys
 import threading
 import time
-from typing import Callable, NoReturn
+from collections.abc import Callable
+from typing import NoReturn
 
 import torch.distributed as dist
 

@@ -6,8 +6,9 @@ The thresholds were fixed before the runs that they are applied to; docs/collaps
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Callable, Mapping
+from typing import Any
 
 STD_SHARE = 0.5
 """Representation collapse: a smaller share than this of the 1/√f of an even spread."""

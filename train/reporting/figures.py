@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from typing import Callable
+from collections.abc import Callable
 
 import matplotlib
 import numpy as np

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from train.evaluation.measures import COLLAPSE, LABELS, MIXTURES, QUALITY
 from train.evaluation.verdicts import RULES, Verdict

@@ -23,7 +23,6 @@ NAME = "torch"
 FUNCTIONS, DICTIONARIES, DTYPES = interface.FUNCTIONS, options.KINDS, options.DTYPES
 
 
-
 def unavailable() -> str | None:
     return None
 

@@ -161,7 +161,6 @@ def precise(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-
 @contextlib.contextmanager
 def exact(h: Tensor) -> Iterator[None]:
     """No autograd and no autocast: the products below must keep the precision that the caller was promised."""

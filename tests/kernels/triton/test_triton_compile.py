@@ -29,7 +29,7 @@ def pool():
 def check(records, expected):
     assert not {json.dumps(record): problem(record) for record in records if problem(record)}
     assert {record["kernel"] for record in records} & TILE_KERNELS == expected
-    assert all(record["registers"] > 8 for record in records)
+    assert all(record["registers"] > (16 if record["kernel"] in TILE_KERNELS else 0) for record in records)
 
 
 @pytest.mark.parametrize("arch, form", [("sm_90", "kronecker-256"), ("gfx942", "codes-32")])
