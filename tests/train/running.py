@@ -50,6 +50,11 @@ def make(config, seed=0):
     return method, optimisers.build(config, method)
 
 
+def build(config):
+    """A method alone."""
+    return make(config)[0]
+
+
 def kind(method, optimiser="adam"):
     """Options for this method and optimiser."""
     return ["--method", method, "--optimiser", optimiser, *METHODS[method], *OPTIMISERS[optimiser]]

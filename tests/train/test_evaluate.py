@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import tyro
-from running import make
+from running import build, make
 
 from train import checkpoint, evaluate, files, methods
 from train.config import Config
@@ -17,10 +17,6 @@ from train.evaluation import arrays, collapse, quality, verdicts
 from train.evaluation.measures import LABELS, MIXTURES
 
 SHOWN = {name: label for name, label in LABELS.items() if name not in MIXTURES}
-
-
-def build(config):
-    return make(config)[0]
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from running import build
 
 import cplearn_kernels as cpk
-from train import backbones, methods
 from train.errors import InputError
-
-
-def build(config):
-    torch.manual_seed(0)
-    return methods.build(config, backbones.build(config))
 
 
 def views(f=16, n=32):
@@ -72,12 +67,9 @@ def test_a_dense_dictionary_comes_from_its_file(tiny_config, tmp_path):
     dense = {"dictionary": "dense", "dictionary_file": tmp_path / "w.npy"}
     method = build(tiny_config(**dense))
     assert method.assign(codes.T[[5, 63, 0]].contiguous() / 4).tolist() == [5, 63, 0]
-    expected = cpk.reference.cplearn_loss(
-        *(h.double() for h in views()),
-        cpk.DenseDictionary(codes.double()),
-        temperature=method.criterion.temperature,
-        beta=0.75,
-    )
+    options = dict(temperature=method.criterion.temperature, beta=0.75)
+    h1, h2 = (h.double() for h in views())
+    expected = cpk.reference.cplearn_loss(h1, h2, cpk.DenseDictionary(codes.double()), **options)
     assert method.loss(*views())[0].item() == pytest.approx(expected.item(), rel=1e-5)
     with pytest.raises(InputError, match=r"int8 of shape \(16, 64\), expected numbers of shape \(16, 128\)"):
         build(tiny_config(num_codes=128, **dense))
