@@ -91,7 +91,7 @@ def test_bad_embeddings(work, function, case, backend):
     ("", HADAMARD, H1, ValueError, "got ''", "expected None or one of"),
     ("triton", HADAMARD, H1.double(), RuntimeError, "'triton' cannot run", "cannot run"),
     ("cuda", HADAMARD, H1, RuntimeError, "'cuda' cannot run", "cannot run"),
-    ("cpu", DENSE, H1, RuntimeError, "this one has others", "it serves a dense dictionary whose entries are all +1 or -1"),
+    ("cpu", DENSE, H1, RuntimeError, "this one has others", "a dense dictionary whose entries are all +1 or -1"),
     ("cpu", HADAMARD, H1.double(), RuntimeError, "torch.float64", "it serves torch.float16"),
 ])  # fmt: skip
 def test_backends_that_cannot_run(work, function, backend, dictionary, h, error, given, expected):

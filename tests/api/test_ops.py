@@ -85,7 +85,9 @@ def compiled(function, backend="aot_eager", **options):
 
 
 @pytest.mark.parametrize("kind, beta, prior, given", [
-    ("hadamard", 1.0, "reverse_kl", False), ("hadamard", 0.5, "cross_entropy", True), ("dense", 1.0, "reverse_kl", True),
+    ("hadamard", 1.0, "reverse_kl", False),
+    ("hadamard", 0.5, "cross_entropy", True),
+    ("dense", 1.0, "reverse_kl", True),
 ])  # fmt: skip
 @pytest.mark.parametrize("backend", [None, "torch"])
 def test_compiled_loss_equals_eager(kind, beta, prior, given, backend):

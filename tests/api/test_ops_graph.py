@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 from cases import FUSED, embeddings, loss_and_gradients, make_dictionary, one_thread, same_bits  # noqa: F401
+from refusals import refused
 
 import cplearn_kernels as cpk
 

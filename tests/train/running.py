@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -63,6 +65,11 @@ def kind(method, optimiser="adam"):
 def rows(folder):
     """The metrics of each epoch."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def python(script):
+    """What became of a script in a process of its own."""
+    return subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 def wait_for_an_epoch(process, folder, seconds=120):

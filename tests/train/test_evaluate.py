@@ -39,7 +39,7 @@ def test_encode_is_independent_of_the_batch_and_leaves_the_method_training(tiny_
     assert whole.features.shape == (60, 16) and whole.embeddings.shape == (60, 16) and whole.clusters.shape == (60,)
     assert torch.allclose(whole.features, pieces.features, atol=1e-5) and method.training
     assert torch.allclose(whole.features, evaluate.encode_features(method, images, batch_size=7), atol=1e-5)
-    assert whole.clusters.dtype == torch.int64 and 0 <= whole.clusters.min() and whole.clusters.max() < 64
+    assert whole.clusters.dtype == torch.int64 and whole.clusters.min() >= 0 and whole.clusters.max() < 64
     assert whole.view_clusters is None
 
 
@@ -137,16 +137,14 @@ def test_the_command_prints_and_writes_what_judge_says(stored, tmp_path, capsys)
     assert lines["scatter"].split()[1] == f"{summary['mixture_scatter_10']:.4f}"
     for name, verdict in summary["verdicts"].items():
         assert lines[name].split()[1] == ("COLLAPSED" if verdict["collapsed"] else "no")
-    # One column of numbers: they end at the same place.
-    ends = {lines[name].index(SHOWN[name]) for name in SHOWN}
-    assert len(ends) == 1
+    assert len({lines[name].index(SHOWN[name]) for name in SHOWN}) == 1, "numbers end at different places"
 
 
 @pytest.mark.parametrize("options, message", [
     (["MISSING"], "expected an existing file"),
     (["CUT"], "could not be read"),
     (["FOREIGN"], "could not be read (KeyError), expected a checkpoint of this program"),
-    (["OTHER_FIELDS"], "has other fields (num_codes, number_of_codes)"),
+    (["OTHER_FIELDS"], "has other fields (codes, num_codes)"),
     (["OTHER_WEIGHTS"], "holds other weights than its configuration says"),
     (["CIFAR10"], "--data-dir was gone, as in the run, expected an existing folder with the images of cifar10"),
     (["CIFAR10", "--data-dir", "nowhere"], "--data-dir was nowhere, expected an existing folder"),
@@ -160,9 +158,9 @@ def test_bad_input_is_one_sentence(stored, tmp_path, monkeypatch, fails, options
     changed = {
         "FOREIGN": lambda c: {"model": c["method"]},
         "OTHER_FIELDS": lambda c: (
-            c | {"config": {("number_of_codes" if k == "num_codes" else k): v for k, v in c["config"].items()}}
+            c | {"config": {k.replace("num_codes", "number_of_codes"): v for k, v in c["config"].items()}}
         ),
-        "OTHER_WEIGHTS": lambda c: c | {"method": {k: v for k, v in list(c["method"].items())[1:]}},
+        "OTHER_WEIGHTS": lambda c: c | {"method": dict(list(c["method"].items())[1:])},
         "CIFAR10": lambda c: c | {"config": c["config"] | {"dataset": "cifar10", "data_dir": "gone"}},
     }
     if name == "CUT":

@@ -47,7 +47,6 @@ def test_a_run_stopped_and_then_killed_is_the_unbroken_one(method, optimiser, ti
 
 @pytest.mark.parametrize("method, optimiser, forget", [
     ("cplearn", "adam", lambda content: content["optimiser"].update(state={})),
-    slow("barlow_twins", "sgd", lambda content: content["optimiser"].update(state={})),
     slow("barlow_twins", "lars", lambda content: content["optimiser"].update(state={})),
     ("swav", "sgd", lambda content: content["method"]["queue"].zero_()),
     ("cplearn", "adam", lambda content: content["progress"].update(sums={})),
@@ -159,6 +158,7 @@ def test_a_real_interruption_goes_on_to_the_same_evaluation(tiny, tmp_path, monk
         assert summaries[0][name] == summaries[1][name], name
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_of_writing_a_checkpoint(tiny_options, tmp_path, unbroken):
     """A real SIGKILL between a checkpoint's bytes and its rename: the old one is whole, the rest does no harm."""
     code = f"""
@@ -172,7 +172,7 @@ def save(path, config, progress, *rest):
 checkpoint.save = save
 program.main({tiny_options!r})
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=running.ROOT, capture_output=True, text=True, timeout=120)
+    done = running.python(code)
     run = tmp_path / "run"
     assert done.returncode == -signal.SIGKILL, done.stderr
     # The metrics of the second epoch were on the disk already; its checkpoint is not.

@@ -3,10 +3,12 @@
 import shutil
 import threading
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from running import build
 
-from train import backbones, methods, run_folder
+from train import run_folder
 from train.errors import InputError
 
 
@@ -30,7 +32,7 @@ def test_a_run_that_was_not_mentioned_is_refused_and_frees_the_folder(tiny_confi
 def test_a_disk_without_room_is_refused(tiny_config, monkeypatch):
     config = tiny_config()
     config.output_dir.mkdir()
-    method = methods.build(config, backbones.build(config))
+    method = build(config)
     weights = sum(p.numel() for p in method.parameters()) * 4
     run_folder.check_room(config, method)
     usage = namedtuple("usage", "total used free")
@@ -40,21 +42,16 @@ def test_a_disk_without_room_is_refused(tiny_config, monkeypatch):
 
 
 def test_of_runs_that_start_together_all_but_one_are_told_that_the_folder_is_in_use(tiny_config):
-    found, barrier, config = [], threading.Barrier(4), tiny_config()
+    barrier, config = threading.Barrier(4), tiny_config()
 
-    def claim():
+    def claim(_):
         barrier.wait()
-        try:
-            found.append(run_folder.claim(config))
-        except InputError as error:
-            found.append(str(error))
+        return run_folder.claim(config)
 
-    threads = [threading.Thread(target=claim) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    refused = [entry for entry in found if isinstance(entry, str)]
-    assert len(refused) == 3 and all("in use by another run" in entry for entry in refused), found
-    (winner,) = (entry for entry in found if not isinstance(entry, str))
+    with ThreadPoolExecutor(4) as pool:
+        claims = [pool.submit(claim, i) for i in range(4)]
+    errors = [claim.exception() for claim in claims if claim.exception() is not None]
+    assert len(errors) == 3 and all("in use by another run" in str(error) for error in errors), errors
+    assert all(isinstance(error, InputError) for error in errors)
+    (winner,) = (claim.result() for claim in claims if claim.exception() is None)
     winner.close()

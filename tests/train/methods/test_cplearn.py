@@ -41,13 +41,13 @@ def test_levels_bound_the_loss(tiny_config):
     codes = method.criterion.dictionary.to_dense().T / 4
     one = codes[:1].expand(16, -1).contiguous()
     assert method.loss(one, one)[0].item() == pytest.approx(collapsed, abs=1e-4)
-    # One block of codes, orthogonal to each other. Codes of other blocks can be at cosine 14/16, which costs up to 1e-3.
+    # One block of codes, orthogonal to each other: codes of other blocks can be at cosine 14/16, which costs 1e-3.
     own = codes[:16].contiguous()
     assert method.loss(own, own)[0].item() == pytest.approx(floor, abs=1e-3)
 
 
 def test_a_small_beta_has_a_lower_floor_that_undecided_rows_reach(tiny_config):
-    """Each of 4 rows spreads evenly over 16 of the 64 codes: p̄ is uniform, H(p) = log 16, so L = beta log 16 exactly."""
+    """Each of 4 rows spreads evenly over 16 of the 64 codes: p̄ is uniform, H(p) = log 16, so L = beta log 16."""
     method = build(tiny_config(batch_size=4, beta=0.75))
     p = torch.block_diag(*[torch.full((1, 16), 1 / 16.0)] * 4)
     mean = p.mean(0)
