@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 from cases import FUSED, embeddings, loss_and_gradients, make_dictionary, one_thread, prior_probs, same_bits  # noqa: F401
+from tiers import slow
 
 import cplearn_kernels as cpk
 from cplearn_kernels import ops
@@ -24,7 +25,7 @@ PATHS = [("cpu", "hadamard", torch.float32), ("cpu", "hadamard", torch.float16),
 PATHS += [("cpu", "rademacher", torch.float32), ("cpu", "dense ±1", torch.float32)]
 PATHS += [("torch", kind, torch.float64) for kind in DICTIONARIES] + [("", "hadamard", torch.float32)]
 # Where there is a GPU its kernels do not take these tensors on the CPU.
-PATHS += [("triton", "hadamard", torch.float32)] if "interpreter" in cpk.backends()["triton"].reason else []
+PATHS += [slow("triton", "hadamard", torch.float32)] if "interpreter" in cpk.backends()["triton"].reason else []
 
 
 def check(operator, *arguments):

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import pytest
 import torch
 from cases import same_bits
 from hypothesis import HealthCheck, given, settings
@@ -89,6 +90,7 @@ BETAS = st.sampled_from([0.0, 0.5, 1.0, 3.0])
 PRIORS = st.sampled_from(["reverse_kl", "cross_entropy"])
 
 
+@pytest.mark.slow
 @examples
 @given(problems((torch.float32, torch.bfloat16, torch.float16)), PRIORS, BETAS)
 def test_loss_equals_the_reference(problem, prior, beta):
@@ -106,6 +108,7 @@ def test_loss_equals_the_reference(problem, prior, beta):
     assert relative_error(torch.cat(gradients), torch.cat(expected_gradients), floor) <= problem.tolerance
 
 
+@pytest.mark.slow
 @examples
 @given(problems(), ROW_FUNCTIONS, st.integers(0, 2**31))
 def test_row_functions_equal_the_reference(problem, function, seed):
@@ -182,6 +185,7 @@ def test_assign(problem, top_k):
     assert all(len(set(row)) == top_k for row in codes.tolist())
 
 
+@pytest.mark.slow
 @examples
 @given(
     problems(), st.sampled_from(["every other row", "every other column", "transposed", "expanded"]), st.integers(1, 3)

@@ -40,11 +40,6 @@ def go(options):
             return 0
 
 
-def slow(*case):
-    """A case for the second tier."""
-    return pytest.param(*case, marks=pytest.mark.slow)
-
-
 def make(config, seed=0):
     """A method with weights from a seed, and its optimiser."""
     torch.manual_seed(seed)

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from running import equal_runs, go, kind, rows, slow, step, terminate
+from running import equal_runs, go, kind, rows, step, terminate
+from tiers import slow
 
 import train.__main__ as program
 from train import checkpoint, loop, methods

@@ -9,7 +9,8 @@ import sys
 import pytest
 import running
 import torch
-from running import equal_runs, go, interrupt, kind, rows, slow, step, terminate
+from running import equal_runs, go, interrupt, kind, rows, step, terminate
+from tiers import slow
 
 import train.__main__ as program
 from train import checkpoint, report

@@ -144,18 +144,10 @@ DAMAGE = [
     (write_pickle, changed(lambda b: b.update({b"data": b[b"data"][:, :-1]})), "shape"),
     (write_pickle, changed(lambda b: b.update({b"data": b[b"data"].astype(float)})), "uint8"),
     (write_pickle, changed(lambda b: b[b"labels"].pop()), "20 integers"),
-    (
-        write_pickle,
-        changed(lambda b: b.update({b"labels": [10] * PER_FILE})),
-        "a label 10, expected labels from 0 to 9",
-    ),
+    (write_pickle, changed(lambda b: b.update({b"labels": [10] * PER_FILE})), "a label 10, expected .* from 0 to 9"),
     (write_folders, emptied, "frog holds no .jpg or .png file, expected the images of class frog"),
     (write_folders, cut("train/cat/0_03.png", 1000), "0_03.png could not be read"),
-    (
-        write_folders,
-        lambda folder: Image.new("RGB", (40, 30)).save(folder / "train/cat/0_03.png"),
-        "0_03.png is 40x30, expected a 32x32 image",
-    ),
+    (write_folders, oversized, "0_03.png is 40x30, expected a 32x32 image"),
 ]
 CUT_PICKLE = "test_batch could not be read .*expected a whole CIFAR-10 pickle"
 DAMAGE += [(write_pickle, cut("test_batch", kept), CUT_PICKLE) for kept in (0, 1, 100, -1, -2000)]

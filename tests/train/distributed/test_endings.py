@@ -9,7 +9,8 @@ from functools import partial
 import pytest
 from acts import OPTIONS, bad_data, bug, die, full_disk, hang, in_step, poison, record, steps
 from ranks import Ranks
-from running import ROOT, slow, step, wait_for_an_epoch
+from running import ROOT, step, wait_for_an_epoch
+from tiers import slow
 
 from train import run_folder
 from train.config import Config

@@ -8,7 +8,8 @@ import pytest
 import torch
 from acts import OPTIONS, in_float64, in_float64_step, interrupt, no_writing, record, steps, terminate
 from ranks import Ranks
-from running import rows, slow
+from running import rows
+from tiers import slow
 
 import train.__main__ as program
 from train.distributed import processes
