@@ -12,6 +12,7 @@ import cplearn_kernels as cpk
 BY_HAND = [
     # eps = 0.1, c = 2: L = ln(0.9 / 0.1) = ln 9 = 2.1972246; sqrt(4) / L, then 4 / (sqrt(9) L).
     (4, 2, {"eps": 0.1}, 2 / 2.1972245773362196),
+    (4, 2, {"eps": 0.1, "batch_size": 9}, 2 / 2.1972245773362196),
     (4, 2, {"eps": 0.1, "embedding": "tanh", "batch_size": 9}, 4 / (3 * 2.1972245773362196)),
     # eps = 0.01, c = 51: L = ln(0.5 / 0.01) = ln 50 = 3.912023.
     (2048, 51, {"eps": 0.01}, 45.254833995939045 / 3.912023005428146),
@@ -65,14 +66,6 @@ def test_tanh_logits_reach_root_n_times_the_lead():
     logits = cpk.reference.logits(codes, dictionary, temperature=temperature)
     expected = 3 * lead * torch.eye(16, dtype=torch.float64)
     torch.testing.assert_close(logits, expected, rtol=1e-14, atol=1e-14)
-
-
-def test_l2_does_not_depend_on_the_batch_and_tanh_does():
-    assert cpk.default_temperature(8, 9, batch_size=5) == cpk.default_temperature(8, 9)
-    ratio = cpk.default_temperature(8, 9, embedding="tanh", batch_size=1) / cpk.default_temperature(
-        8, 9, embedding="tanh", batch_size=64
-    )
-    assert ratio == pytest.approx(8, rel=1e-15)  # sqrt(64), a rounding or two
 
 
 @pytest.mark.parametrize("arguments, options, given, expected", [

@@ -12,6 +12,7 @@ from tiers import slow
 
 import cplearn_kernels as cpk
 from cplearn_kernels import ops
+from cplearn_kernels.backends import sign_codes
 from cplearn_kernels.backends.cuda import functions as cuda
 from cplearn_kernels.distributed.loss import merge_row_sums
 from cplearn_kernels.distributed.ranges import CodeRange, code_ranges
@@ -129,7 +130,7 @@ def beyond_the_limit(group):
     dictionary, found = cpk.HadamardDictionary(33, 200), []
     mine = own_rows(group, embeddings(6, 33), [3, 3], "sharded")
     with without_a_gpu("cuda"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cuda, "_MAX_CODES", 128)
+        patch.setattr(sign_codes, "MAX_CODES", 128)
         for process_group in (None, group):
             found.append(None)
             try:

@@ -12,23 +12,6 @@ from train import run_folder
 from train.errors import InputError
 
 
-def test_a_folder_belongs_to_one_run_at_a_time(tiny_config):
-    config = tiny_config()
-    with run_folder.claim(config):
-        with pytest.raises(InputError, match="is in use by another run, expected another folder"):
-            run_folder.claim(config)
-    run_folder.claim(config).close()
-
-
-def test_a_run_that_was_not_mentioned_is_refused_and_frees_the_folder(tiny_config):
-    run_folder.claim(tiny_config()).close()
-    (tiny_config().output_dir / "checkpoint.pt").write_bytes(b"")
-    with pytest.raises(InputError, match="already holds a run, expected --resume"):
-        run_folder.claim(tiny_config())
-    run_folder.claim(tiny_config(resume=True)).close()
-    run_folder.claim(tiny_config(overwrite=True)).close()
-
-
 def test_a_disk_without_room_is_refused(tiny_config, monkeypatch):
     config = tiny_config()
     config.output_dir.mkdir()
@@ -41,7 +24,7 @@ def test_a_disk_without_room_is_refused(tiny_config, monkeypatch):
         run_folder.check_room(config, method)
 
 
-def test_of_runs_that_start_together_all_but_one_are_told_that_the_folder_is_in_use(tiny_config):
+def test_a_folder_belongs_to_one_run_at_a_time_also_when_they_start_together(tiny_config):
     barrier, config = threading.Barrier(4), tiny_config()
 
     def claim(_):
@@ -50,8 +33,9 @@ def test_of_runs_that_start_together_all_but_one_are_told_that_the_folder_is_in_
 
     with ThreadPoolExecutor(4) as pool:
         claims = [pool.submit(claim, i) for i in range(4)]
-    errors = [claim.exception() for claim in claims if claim.exception() is not None]
-    assert len(errors) == 3 and all("in use by another run" in str(error) for error in errors), errors
-    assert all(isinstance(error, InputError) for error in errors)
-    (winner,) = (claim.result() for claim in claims if claim.exception() is None)
+    errors = [claim.exception() for claim in claims]
+    (winner,) = (claim.result() for claim, error in zip(claims, errors, strict=True) if error is None)
+    refused = [error for error in errors if isinstance(error, InputError) and "in use by another run" in str(error)]
+    assert len(refused) == 3, errors
     winner.close()
+    run_folder.claim(config).close()
