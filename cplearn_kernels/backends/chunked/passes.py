@@ -22,6 +22,8 @@ _CHUNK_ELEMENTS = 1 << 22
 # in float64; logits, of which there are many, in the dtype of the computation.
 _PIECE_OF_CODES = 512
 _PIECE_OF_FEATURES = 32
+# Elsewhere each piece is a launch, which costs more than its arithmetic.
+_PIECE_OF_FEATURES_ON_DEVICES = 512
 
 
 class RowSums:
@@ -116,7 +118,8 @@ def logits(scaled: Tensor, codes: Tensor) -> Tensor:
     Added up in one go, f terms cost up to f roundings of the size of the sum; so it is f / piece of that size, and
     f of the size that a piece's sum has.
     """
-    first, *others = zip(scaled.split(_PIECE_OF_FEATURES, 1), codes.split(_PIECE_OF_FEATURES), strict=True)
+    piece = _PIECE_OF_FEATURES if scaled.device.type == "cpu" else _PIECE_OF_FEATURES_ON_DEVICES
+    first, *others = zip(scaled.split(piece, 1), codes.split(piece), strict=True)
     s = first[0] @ first[1]
     for part, code in others:
         s.addmm_(part, code)

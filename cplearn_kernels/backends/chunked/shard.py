@@ -138,11 +138,17 @@ def _prior_chunk(log_p: Tensor, p: Tensor, prior: str, q: Tensor | None, total_c
         if q is not None:
             g -= (q * total_codes).log()
         return (mean * g).sum(dtype=dtype), p * g[:, None, :]
-    # p_ij g_j = -q_j exp(log p_ij - log mean_j), never through g = -q / mean, which overflows on aligned codes.
-    log_mean = torch.logsumexp(log_p, 1) - math.log(rows)
+    # Of the mean where no row's share of it can have underflowed: log p is rounded where p is about 1.
+    mean = p.mean(1)
+    log_mean = torch.where(mean > 1e-30, (mean * total_codes).log(), torch.logsumexp(log_p, 1) - math.log(rows))
     q = p.new_full((p.shape[2],), 1 / total_codes) if q is None else q
     value = 2 * math.log(total_codes) * q.sum(dtype=dtype) - (q * log_mean).sum(dtype=dtype)
-    return value, -q * (log_p - log_mean[:, None, :]).exp()
+    # g_j = 1 - q_j / mean_j, the 1 because near the optimum all ratios are: what all codes share cancels. A large ratio
+    # overflows on aligned codes; only its product is formed, p_ij q_j / mean_j = q_j exp(log p_ij - log mean_j).
+    log_ratio = (q * total_codes).log() - log_mean
+    large = log_ratio > 1
+    weight = p * torch.where(large, 1, -log_ratio.expm1())[:, None, :]
+    return value, weight - torch.where(large, q, 0)[:, None, :] * (log_p - log_mean[:, None, :]).exp()
 
 
 def _partner(rows: Tensor) -> Tensor:
