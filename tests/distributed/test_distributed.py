@@ -151,9 +151,8 @@ def test_the_limit_on_codes_is_one_on_the_range_of_a_rank(pool):
 @pytest.mark.parametrize("world", [1, 2, 3, slow(4)])
 def test_loss_in_float64_is_the_oracles_to_rounding(pool, world, kind):
     for rows in ("sharded", "replicated"):
-        for oracle, setting, *found in results_over_ranks(
-            pool, world, kind, 33, 500, 9, "l2", torch.float64, "torch", rows
-        ):
+        results = results_over_ranks(pool, world, kind, 33, 500, 9, "l2", torch.float64, "torch", rows)
+        for oracle, setting, *found in results:
             assert max(oracle.errors(*setting, *found)) < 1e-12
 
 

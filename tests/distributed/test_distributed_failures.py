@@ -107,6 +107,9 @@ BAD = {
 }
 
 
+CASES = [(what, 1) if what in ("shape", "temperature", "values of q, oracle") else slow(what, 1) for what in BAD]
+
+
 def errors_in_a_new_group(group, changes, rank, earlier, late):
     """The errors of a call, after `earlier` good ones, of the next call, and of one with another new group.
 
@@ -117,9 +120,6 @@ def errors_in_a_new_group(group, changes, rank, earlier, late):
     if group.rank() in late:
         time.sleep(2.5)
     return error_of(first, changes, rank), error_of(first, {}, rank), error_of(second, {}, rank)
-
-
-QUICK = ("shape", "temperature", "values of q, oracle")
 
 
 @pytest.mark.parametrize(

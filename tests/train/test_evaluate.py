@@ -148,9 +148,7 @@ def test_bad_input_is_one_sentence(stored, tmp_path, monkeypatch, fails, options
     monkeypatch.chdir(tmp_path)
     changed = {
         "FOREIGN": lambda c: {"model": c["method"]},
-        "OTHER_FIELDS": lambda c: (
-            c | {"config": {k.replace("num_codes", "number_of_codes"): v for k, v in c["config"].items()}}
-        ),
+        "OTHER_FIELDS": lambda c: c | {"config": {k.replace("num_codes", "codes"): v for k, v in c["config"].items()}},
         "OTHER_WEIGHTS": lambda c: c | {"method": dict(list(c["method"].items())[1:])},
         "CIFAR10": lambda c: c | {"config": c["config"] | {"dataset": "cifar10", "data_dir": "gone"}},
     }

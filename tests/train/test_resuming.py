@@ -1,7 +1,6 @@
 """What was stopped by a signal, a crash or a kill goes on as the run that nothing stopped, to the last bit."""
 
 import itertools
-import json
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from running import equal_runs, go, interrupt, kind, rows, step, terminate
 from tiers import slow
 
 import train.__main__ as program
-from train import checkpoint, report
+from train import checkpoint
 
 
 class Crash(BaseException):
@@ -133,33 +132,6 @@ def test_metrics_behind_the_checkpoint_are_not_repeated(tiny_options, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_real_interruption_goes_on_to_the_same_evaluation(tiny, tmp_path, monkeypatch):
-    """SIGINT to a process of its own; epochs of 11 steps, so that it most likely falls inside one."""
-    monkeypatch.setattr(report, "write", lambda *_: None)
-    options, folder = [*tiny, "--epochs", "8", "--num-train", "352"], tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "train", "--output-dir", str(folder), *options],
-        cwd=running.ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        running.wait_for_an_epoch(process, folder)
-        process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130, (output, errors)
-    assert "Stopped by SIGINT after step" in errors and "--resume" in errors and "Traceback" not in errors
-    assert 1 <= len(rows(folder)) < 8 and not (folder / "summary.json").exists()
-
-    assert program.main(["--output-dir", str(folder), *options, "--resume"]) == 0
-    assert program.main(["--output-dir", str(tmp_path / "unbroken"), *options]) == 0
-    assert equal_runs(folder, tmp_path / "unbroken")
-    summaries = [json.loads((path / "summary.json").read_text()) for path in (folder, tmp_path / "unbroken")]
-    for name in ("linear_probe", "knn", "nmi", "codes_used", "effective_rank"):
-        assert summaries[0][name] == summaries[1][name], name
-
-
-@pytest.mark.slow
 def test_a_kill_in_the_middle_of_writing_a_checkpoint(tiny_options, tmp_path, unbroken):
     """A real SIGKILL between a checkpoint's bytes and its rename: the old one is whole, the rest does no harm."""
     code = f"""
@@ -183,8 +155,11 @@ program.main({tiny_options!r})
 
 
 @pytest.mark.slow
-def test_a_run_is_left_alone_by_a_second_and_ends_on_sigterm(tiny_options, tmp_path, fails, monkeypatch, unbroken):
-    """Of two processes on one folder the second is refused at once; the first stops after the step of its SIGTERM."""
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_is_left_alone_by_a_second_and_obeys_a_signal(
+    signum, tiny_options, tmp_path, fails, monkeypatch, unbroken
+):
+    """Of two processes on one folder the second is refused at once; the first stops after the step of its signal."""
     code = f"""
 import sys
 from train import __main__ as program, loop
@@ -208,12 +183,14 @@ sys.exit(program.main({tiny_options!r}))
             for more in ([], ["--resume"], ["--overwrite"]):
                 fails(go, [*tiny_options, *more], "in use by another run", str(run))
         assert {path.name: path.read_bytes() for path in run.iterdir()} == before
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signum)
         _, errors = process.communicate("go on\n", timeout=60)
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 143, errors
-    assert "Stopped by SIGTERM after step 5 of 6" in errors and "--resume" in errors and "Traceback" not in errors
+    assert process.returncode == 128 + signum, errors
+    assert (
+        f"Stopped by {signum.name} after step 5 of 6" in errors and "--resume" in errors and "Traceback" not in errors
+    )
     assert go([*tiny_options, "--resume"]) == 0
     assert equal_runs(run, unbroken())

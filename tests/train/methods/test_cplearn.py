@@ -16,10 +16,9 @@ def views(f=16, n=32):
     return [torch.nn.functional.normalize(torch.randn(n, f, generator=generator), dim=1) for _ in range(2)]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"embedding": "tanh"}, {"prior": "cross_entropy"}, {"dictionary": "rademacher"}, {"beta": 2.0, "eps": 1e-4}],
-)
+@pytest.mark.parametrize("changes", [
+    {}, {"embedding": "tanh"}, {"prior": "cross_entropy"}, {"dictionary": "rademacher"}, {"beta": 2.0, "eps": 1e-4},
+])  # fmt: skip
 def test_options_reach_the_loss(tiny_config, changes):
     config = tiny_config(**changes)
     family = cpk.RademacherDictionary if config.dictionary == "rademacher" else cpk.HadamardDictionary

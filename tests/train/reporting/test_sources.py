@@ -31,11 +31,8 @@ def test_a_finished_run_is_read_from_its_files(run):
 
 
 def test_verdicts_follow_from_the_measures_and_not_from_what_was_stored(tmp_path):
-    folder = run_folders.write_run(
-        tmp_path / "run",
-        run_folders.spread(),
-        summary={"embedding_std": 0.01, "verdicts": {"representation": {"collapsed": False}}},
-    )
+    summary = {"embedding_std": 0.01, "verdicts": {"representation": {"collapsed": False}}}
+    folder = run_folders.write_run(tmp_path / "run", run_folders.spread(), summary=summary)
     assert sources.read([folder])[0].verdicts()["representation"].collapsed is True
 
 
