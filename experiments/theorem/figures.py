@@ -47,7 +47,7 @@ def picture(results: dict) -> Figure:
 
 def _deviations(axes, by_kind: dict) -> None:
     _decorate(axes, r"deviation of $\frac{f}{n}H^TH$ from $I$")
-    for points in by_kind.values():
+    for kind, points in by_kind.items():
         _line(axes, kind, points, "deviation", label=f"H, {kind}")
         # The exact zeros of whole Hadamard blocks, up to rounding, have no place on the axis.
         seen = [point for point in points if point["deviation_of_dictionary"] > 1e-3]

@@ -122,9 +122,7 @@ def errors_in_a_new_group(group, changes, rank, earlier, late):
     return error_of(first, changes, rank), error_of(first, {}, rank), error_of(second, {}, rank)
 
 
-@pytest.mark.parametrize(
-    "what, earlier", [("shape", 0), *((what, 1) if what in QUICK else slow(what, 1) for what in BAD)]
-)
+@pytest.mark.parametrize("what, earlier", [("shape", 0), *CASES])
 def test_an_error_on_one_rank_reaches_the_others_which_wait(pool, what, earlier):
     changes, kind, sentence = BAD[what]
     answers = pool.run(errors_in_a_new_group, changes, 1, earlier, [1])
