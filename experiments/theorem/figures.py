@@ -28,7 +28,7 @@ def picture(results: dict) -> Figure:
     figure = Figure(figsize=(10, 7.4), layout="constrained")
     (deviations, one_hot), (gaps, blocks) = figure.subplots(2, 2)
     by_kind = {kind: [point for point in results["points"] if point["dictionary"] == kind] for kind in COLOURS}
-    for kind, points in by_kind.items():
+    for points in by_kind.values():
         points.sort(key=lambda point: point["num_codes"])
     _deviations(deviations, by_kind)
     _one_hot(one_hot, by_kind)

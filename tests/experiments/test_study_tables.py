@@ -85,10 +85,8 @@ def test_commands(tmp_path, capsys):
     for content in ({}, [], None, 3, empty, strange):
         path.write_text(json.dumps(content))
         assert tables.main([str(path)]) == figures.main([str(path), str(picture)]) == 2
-        errors = capsys.readouterr().err.splitlines()
-        assert len(errors) == 2 and all(
-            "expected a file that python -m experiments.studies wrote" in line for line in errors
-        )
+        errors, words = capsys.readouterr().err.splitlines(), "expected a file that python -m experiments.studies wrote"
+        assert len(errors) == 2 and all(words in line for line in errors)
 
 
 @pytest.mark.parametrize("codes, scale", [((10, 100), "log"), ((10, 10), "linear")])
@@ -106,10 +104,8 @@ def test_the_figure_marks_thresholds_and_single_seeds():
     content["arms"][1]["runs"] = content["arms"][1]["runs"][:1]
     for arm in content["arms"]:
         for run in arm["runs"]:
-            run["verdicts"] = {
-                **run["verdicts"],
-                "representation": {"collapsed": False, "measure": "embedding_std", "threshold": 0.5 / 8},
-            }
+            judged = {"collapsed": False, "measure": "embedding_std", "threshold": 0.5 / 8}
+            run["verdicts"] = {**run["verdicts"], "representation": judged}
     figure = figures.draw(content)
     spread = next(axes for axes in figure.axes if axes.get_ylabel() == "spread: std × √f")
     levels = [line for line in spread.lines if line.get_label() == "collapsed below"]

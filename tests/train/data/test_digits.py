@@ -24,6 +24,5 @@ def test_digits_fill_the_range_in_three_equal_channels():
 
 def test_counts_cut_from_the_start(tiny_config):
     part, whole = data.load(tiny_config()), data.digits()
-    assert torch.equal(part.train_images, whole.train_images[:96]) and torch.equal(
-        part.test_labels, whole.test_labels[:60]
-    )
+    assert torch.equal(part.train_images, whole.train_images[:96])
+    assert torch.equal(part.test_labels, whole.test_labels[:60])
