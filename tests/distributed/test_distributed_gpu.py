@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from over_ranks import SETTINGS, check_over_ranks
 from processes import Pool
-from test_distributed import SETTINGS, check_over_ranks
 
 import cplearn_kernels as cpk
 

@@ -90,7 +90,7 @@ def largest_deviation(found, expected):
     )
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3, slow(4)])
+@pytest.fixture(scope="module", params=[1, 2, slow(3), slow(4)])
 def pool(request):
     pool = Pool(request.param, subgroups=False)
     yield pool
