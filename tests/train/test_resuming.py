@@ -47,6 +47,7 @@ def test_a_run_stopped_and_then_killed_is_the_unbroken_one(method, optimiser, ti
 
 @pytest.mark.parametrize("method, optimiser, forget", [
     ("cplearn", "adam", lambda content: content["optimiser"].update(state={})),
+    slow("barlow_twins", "sgd", lambda content: content["optimiser"].update(state={})),
     slow("barlow_twins", "lars", lambda content: content["optimiser"].update(state={})),
     ("swav", "sgd", lambda content: content["method"]["queue"].zero_()),
     ("cplearn", "adam", lambda content: content["progress"].update(sums={})),
