@@ -1,13 +1,12 @@
 """Tests of functional.py and validation.py: every bad input, what NaN does, dtypes of results, the loss's terms."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 
 import pytest
 import torch
 from cases import DICTIONARY_KINDS, FUSED, embeddings, loss_and_gradients, make_dictionary, one_thread, prior_probs  # noqa: F401
+from refusals import refused
 
 import cplearn_kernels as cpk
 from cplearn_kernels.backends.chunked import functions as chunked
@@ -48,12 +47,7 @@ def work(monkeypatch):
 
 def fails(work, call, error, given, expected):
     """`call` raises `error` in one sentence that holds both texts, before anything was computed."""
-    with pytest.raises(error) as caught:
-        call()
-    message = str(caught.value)
-    assert given in message and expected in message, message
-    assert "\n" not in message and len(message) < 250, message
-    assert work == []
+    assert len(refused(call, error, given, expected)) < 250 and work == []
 
 
 def test_the_check_for_work_notices_work(work):
@@ -62,8 +56,6 @@ def test_the_check_for_work_notices_work(work):
             loss(backend=backend)
     assert len(work) == len(BACKENDS)
 
-
-# ---- bad embeddings, for every function ------------------------------------------------------------------------------
 
 FUNCTIONS = {
     "cplearn_loss": lambda h, d, **o: cpk.cplearn_loss(h, h, d, temperature=0.5, **o),
@@ -94,22 +86,17 @@ def test_bad_embeddings(work, function, case, backend):
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-@pytest.mark.parametrize(
-    "backend, dictionary, h, error, given, expected",
-    [
-        ("tensorflow", HADAMARD, H1, ValueError, "got 'tensorflow'", "('reference', 'cpu', 'cuda', 'triton', 'torch')"),
-        ("", HADAMARD, H1, ValueError, "got ''", "expected None or one of"),
-        ("triton", HADAMARD, H1.double(), RuntimeError, "'triton' cannot run", "cannot run"),
-        ("cuda", HADAMARD, H1, RuntimeError, "'cuda' cannot run", "cannot run"),
-        ("cpu", DENSE, H1, RuntimeError, "this one has others", "it serves a dense dictionary whose entries are all +1 or -1"),
-        ("cpu", HADAMARD, H1.double(), RuntimeError, "torch.float64", "it serves torch.float16"),
-    ],
-)
+@pytest.mark.parametrize("backend, dictionary, h, error, given, expected", [
+    ("tensorflow", HADAMARD, H1, ValueError, "got 'tensorflow'", "('reference', 'cpu', 'cuda', 'triton', 'torch')"),
+    ("", HADAMARD, H1, ValueError, "got ''", "expected None or one of"),
+    ("triton", HADAMARD, H1.double(), RuntimeError, "'triton' cannot run", "cannot run"),
+    ("cuda", HADAMARD, H1, RuntimeError, "'cuda' cannot run", "cannot run"),
+    ("cpu", DENSE, H1, RuntimeError, "this one has others", "a dense dictionary whose entries are all +1 or -1"),
+    ("cpu", HADAMARD, H1.double(), RuntimeError, "torch.float64", "it serves torch.float16"),
+])  # fmt: skip
 def test_backends_that_cannot_run(work, function, backend, dictionary, h, error, given, expected):
     fails(work, lambda: FUNCTIONS[function](h, dictionary, backend=backend), error, given, expected)
 
-
-# ---- bad settings ----------------------------------------------------------------------------------------------------
 
 BAD_NUMBERS = [
     (0, ValueError, "got 0"), (0.0, ValueError, "got 0.0"), (-0.1, ValueError, "got -0.1"),
@@ -122,7 +109,7 @@ BAD_NUMBERS = [
 @pytest.mark.parametrize("function", [name for name in FUNCTIONS if name != "assign"])
 @pytest.mark.parametrize("value, error, given", BAD_NUMBERS)
 def test_bad_temperatures(work, function, value, error, given):
-    expected = "temperature: expected a positive finite number" if error is ValueError else "temperature: expected a number"
+    expected = f"temperature: expected a {'positive finite ' * (error is ValueError)}number"
     views = (H1, H2) if function == "cplearn_loss" else (H1,)
     fails(work, lambda: getattr(cpk, function)(*views, HADAMARD, temperature=value), error, given, expected)
 
@@ -165,10 +152,6 @@ def test_bad_arguments_of_the_loss(work, case, backend):
     fails(work, lambda: loss(**options, backend=backend), error, given, expected)
 
 
-def test_zero_probabilities_are_fine_under_cross_entropy():
-    assert loss(prior="cross_entropy", prior_probs=prior_probs(24, zeros=True)).isfinite()
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_uniform_probabilities_in_any_float_dtype(dtype, backend):
@@ -178,17 +161,11 @@ def test_uniform_probabilities_in_any_float_dtype(dtype, backend):
 
 
 @pytest.mark.parametrize("backend", [None, "reference"])
-@pytest.mark.parametrize(
-    "top_k, error, given",
-    [(0, ValueError, "got 0"), (-1, ValueError, "got -1"), (25, ValueError, "got 25"),
-     (1.0, TypeError, "got 1.0"), (True, TypeError, "got True"), (None, TypeError, "got None")],
-)  # fmt: skip
-def test_bad_top_k(work, backend, top_k, error, given):
-    expected = "1 <= top_k <= 24" if error is ValueError else "top_k: expected an integer"
-    fails(work, lambda: cpk.assign(H1, HADAMARD, top_k=top_k, backend=backend), error, given, expected)
-
-
-# ---- NaN and infinity ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("top_k", [0, -1, 25, 1.0, True, None])
+def test_bad_top_k(work, backend, top_k):
+    whole = type(top_k) is int
+    error, expected = (ValueError, "1 <= top_k <= 24") if whole else (TypeError, "top_k: expected an integer")
+    fails(work, lambda: cpk.assign(H1, HADAMARD, top_k=top_k, backend=backend), error, f"got {top_k}", expected)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -220,9 +197,6 @@ def test_rows_that_are_not_finite_stay_alone(value, backend):
         assert not bool(result[2].isfinite().any()) and (name == "assign" or bool(result[2].isnan().all())), name
         assert torch.equal(result[others], clean[others]), name
     assert bool(cpk.mean_assignment(h, HADAMARD, temperature=0.5, backend=backend).isnan().all())
-
-
-# ---- results ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,11 +1,10 @@
 """Tests of ops.py: opcheck, the compiler, autocast, half precision, strides, graphs, second derivatives."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch._dynamo.testing
 from cases import FUSED, embeddings, loss_and_gradients, make_dictionary, one_thread, prior_probs, same_bits  # noqa: F401
+from tiers import slow
 
 import cplearn_kernels as cpk
 from cplearn_kernels import ops
@@ -26,14 +25,11 @@ PATHS = [("cpu", "hadamard", torch.float32), ("cpu", "hadamard", torch.float16),
 PATHS += [("cpu", "rademacher", torch.float32), ("cpu", "dense ±1", torch.float32)]
 PATHS += [("torch", kind, torch.float64) for kind in DICTIONARIES] + [("", "hadamard", torch.float32)]
 # Where there is a GPU its kernels do not take these tensors on the CPU.
-PATHS += [("triton", "hadamard", torch.float32)] if "interpreter" in cpk.backends()["triton"].reason else []
+PATHS += [slow("triton", "hadamard", torch.float32)] if "interpreter" in cpk.backends()["triton"].reason else []
 
 
 def check(operator, *arguments):
     torch.library.opcheck(operator, arguments)
-
-
-# ---- opcheck ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend, kind, dtype", PATHS)
@@ -84,16 +80,15 @@ def test_dictionaries_cross_the_boundary_as_plain_values(kind):
     assert ops.dictionary_arguments(of_signs)[1] is of_signs.signs and of_signs.signs.dtype == torch.int32
 
 
-# ---- torch.compile ---------------------------------------------------------------------------------------------------
-
-
 def compiled(function, backend="aot_eager", **options):
     torch._dynamo.reset()
     return torch.compile(function, backend=backend, fullgraph=True, **options)
 
 
 @pytest.mark.parametrize("kind, beta, prior, given", [
-    ("hadamard", 1.0, "reverse_kl", False), ("hadamard", 0.5, "cross_entropy", True), ("dense", 1.0, "reverse_kl", True),
+    ("hadamard", 1.0, "reverse_kl", False),
+    ("hadamard", 0.5, "cross_entropy", True),
+    ("dense", 1.0, "reverse_kl", True),
 ])  # fmt: skip
 @pytest.mark.parametrize("backend", [None, "torch"])
 def test_compiled_loss_equals_eager(kind, beta, prior, given, backend):
@@ -153,9 +148,6 @@ def test_compiled_functions_of_one_batch(name):
     assert same_bits(torch.autograd.grad(expected, h)[0], torch.autograd.grad(got, h)[0])
     scores, codes = compiled(cpk.assign)(h, DICTIONARIES["hadamard"], top_k=3)
     assert codes.tolist() == cpk.assign(h, DICTIONARIES["hadamard"], top_k=3)[1].tolist() and not scores.requires_grad
-
-
-# ---- autocast and half precision -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", DICTIONARIES)

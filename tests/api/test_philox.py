@@ -1,7 +1,5 @@
 """Tests of philox.py and csrc/philox.h: published known answers, an independent implementation, the bit layout."""
 
-from __future__ import annotations
-
 import random
 
 import numpy as np
@@ -94,10 +92,6 @@ def test_bit_layout_notices_words_in_big_endian_order():
     bits = philox.sign_bits(3, 0, 0, 1, 128)[0]
     swapped = bits.view(4, 32).flip(0).flatten()
     assert swapped.tolist() != [plain_bit(3, 0, 0, k) for k in range(128)]
-
-
-def test_indices_beyond_32_bits_are_not_reduced():
-    assert not torch.equal(philox.sign_bits(0, 0, 5, 6, 128), philox.sign_bits(0, 0, 5 + 2**32, 6 + 2**32, 128))
 
 
 @pytest.mark.parametrize("f, places", [(3, 4), (7, 8), (100, 128), (129, 256)])

@@ -1,15 +1,20 @@
 """Properties that hold for every input, on inputs that hypothesis makes up: backend "cpu", all its dictionaries."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 
+import pytest
 import torch
 from cases import same_bits
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oracle import FEW_FEATURES, FEW_FEATURES_TOLERANCES, GRADIENT_TOLERANCE, LARGE_LOGIT_GRADIENT_TOLERANCE, relative_error
+from oracle import (
+    FEW_FEATURES,
+    FEW_FEATURES_TOLERANCES,
+    GRADIENT_TOLERANCE,
+    LARGE_LOGIT_GRADIENT_TOLERANCE,
+    relative_error,
+)
 
 import cplearn_kernels as cpk
 from cplearn_kernels import reference
@@ -29,7 +34,9 @@ class Problem:
     temperature: float
 
     def __repr__(self):
-        return f"Problem({self.dictionary}, n={len(self.views[0])}, {self.views[0].dtype}, temperature={self.temperature})"
+        return (
+            f"Problem({self.dictionary}, n={len(self.views[0])}, {self.views[0].dtype}, temperature={self.temperature})"
+        )
 
     @property
     def tolerance(self):
@@ -83,6 +90,7 @@ BETAS = st.sampled_from([0.0, 0.5, 1.0, 3.0])
 PRIORS = st.sampled_from(["reverse_kl", "cross_entropy"])
 
 
+@pytest.mark.slow
 @examples
 @given(problems((torch.float32, torch.bfloat16, torch.float16)), PRIORS, BETAS)
 def test_loss_equals_the_reference(problem, prior, beta):
@@ -100,6 +108,7 @@ def test_loss_equals_the_reference(problem, prior, beta):
     assert relative_error(torch.cat(gradients), torch.cat(expected_gradients), floor) <= problem.tolerance
 
 
+@pytest.mark.slow
 @examples
 @given(problems(), ROW_FUNCTIONS, st.integers(0, 2**31))
 def test_row_functions_equal_the_reference(problem, function, seed):
@@ -176,8 +185,11 @@ def test_assign(problem, top_k):
     assert all(len(set(row)) == top_k for row in codes.tolist())
 
 
+@pytest.mark.slow
 @examples
-@given(problems(), st.sampled_from(["every other row", "every other column", "transposed", "expanded"]), st.integers(1, 3))
+@given(
+    problems(), st.sampled_from(["every other row", "every other column", "transposed", "expanded"]), st.integers(1, 3)
+)
 def test_strides_and_threads_change_no_bit(problem, layout, threads):
     def laid_out(view):
         if layout == "every other row":

@@ -1,26 +1,22 @@
 """Every function over 1 to 4 ranks against the float64 oracle of the whole batch; all ranks get the same numbers."""
 
-from __future__ import annotations
-
-import contextlib
-
 import emulated
 import pytest
 import torch
-from cases import embeddings, make_dictionary, same_bits
-from oracle import LossOracle, check_loss, make_case, prior_probs
+from cases import embeddings, loss_and_gradients, same_bits
+from oracle import make_case, prior_probs
+from over_ranks import SETTINGS, check_over_ranks, counts_of, dictionary_of, own_rows, results_over_ranks, without_a_gpu
 from processes import Pool
+from tiers import slow
 
 import cplearn_kernels as cpk
 from cplearn_kernels import ops
-from cplearn_kernels.backends.cuda import functions as cuda
+from cplearn_kernels.backends import sign_codes
 from cplearn_kernels.distributed.loss import merge_row_sums
 from cplearn_kernels.distributed.ranges import CodeRange, code_ranges
 
 WORLDS = (1, 2, 3, 4)
 BACKENDS = ("cpu", "torch", "reference")
-SETTINGS = (("reverse_kl", False, 1.0), ("reverse_kl", True, 0.5), ("cross_entropy", False, 0.5),
-            ("cross_entropy", True, 3.0))  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -30,71 +26,9 @@ def pool():
     pool.close()
 
 
-def dictionary_of(kind, f, c):
-    """A dictionary of ±1 codes by name ("dense": a matrix that no generator made), or a "normal" dense one."""
-    if kind == "dense":
-        return cpk.DenseDictionary(cpk.RademacherDictionary(f, c, seed=11).to_dense())
-    return make_dictionary("dense" if kind == "normal" else kind, f, c, seed=2)
-
-
-def own_rows(group, tensors, counts, rows):
-    """This rank's rows of each tensor, ready for a gradient."""
-    if rows == "sharded":
-        tensors = [tensor.split(counts)[group.rank()] for tensor in tensors]
-    return [tensor.clone().requires_grad_() for tensor in tensors]
-
-
-def without_a_gpu(backend):
-    """Where the kernels of a GPU backend run on the CPU: the CUDA ones in emulation, Triton's in its interpreter."""
-    return cuda.emulated(emulated.kernels()) if backend == "cuda" else contextlib.nullcontext()
-
-
-def loss_over_ranks(group, kind, f, c, n, regime, dtype, settings, backend, rows, counts):
-    """For each setting the loss, its terms and the gradients of this rank's rows."""
-    dictionary, found = dictionary_of(kind, f, c), []
-    case = make_case(dictionary, n, regime, dtype)
-    for prior, given, beta in settings:
-        q = prior_probs(c, with_zeros=prior == "cross_entropy") if given else None
-        views = own_rows(group, case.views, counts, rows)
-        with without_a_gpu(backend):
-            loss, terms = cpk.cplearn_loss(
-                *views, dictionary, temperature=case.temperature, beta=beta, prior=prior, prior_probs=q,
-                return_terms=True, process_group=group, rows=rows, backend=backend,
-            )  # fmt: skip
-        # As a gradient scaler does, so that float16 does not underflow.
-        gradients = torch.autograd.grad(loss, views, torch.tensor(2.0**10, dtype=loss.dtype))
-        found.append([value.detach().numpy() for value in (loss, *terms.values())])
-        found[-1] += [gradient.double().div(2.0**10).numpy() for gradient in gradients]
-    return found
-
-
-def counts_of(n, world):
-    """Unequal parts of n, one of them a single row."""
-    parts = [1] + [(n - 1) // (world - 1)] * (world - 1) if world > 1 else [n]
-    parts[-1] += n - sum(parts)
-    return parts
-
-
-def check_over_ranks(pool, conformance, world, kind, f, c, n, regime, dtype, backend, rows, settings=SETTINGS):
-    counts = counts_of(n, world)
-    answers = pool.run(loss_over_ranks, kind, f, c, n, regime, dtype, settings, backend, rows, counts, world=world)
-    dictionary = dictionary_of(kind, f, c)
-    oracle = LossOracle(dictionary, make_case(dictionary, n, regime, dtype))
-    for i, setting in enumerate(settings):
-        of_ranks = [[torch.from_numpy(value) for value in answer[i]] for answer in answers]
-        for values in of_ranks[1:]:
-            assert all(same_bits(mine, first) for mine, first in zip(values[:3], of_ranks[0][:3], strict=True))
-        if rows == "sharded":
-            gradients = [torch.cat([values[view] for values in of_ranks]) / world for view in (3, 4)]
-        else:
-            gradients = of_ranks[0][3:]
-            assert all(same_bits(a, b) for values in of_ranks for a, b in zip(values[3:], gradients, strict=True))
-        check_loss(conformance, f"{backend}, ranks: {world}", oracle, setting, of_ranks[0][0], gradients, dtype)
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["hadamard", "rademacher", "dense"])
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", [1, 2, 3, slow(4)])
 def test_loss(pool, conformance, world, kind, backend):
     for f, c, n in ((33, 500, 9), (128, 1000, 17)):
         check_over_ranks(pool, conformance, world, kind, f, c, n, "l2", torch.float32, backend, "sharded")
@@ -102,7 +36,7 @@ def test_loss(pool, conformance, world, kind, backend):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU: test_distributed_gpu.py")
-@pytest.mark.parametrize("rows", ["sharded", "replicated"])
+@pytest.mark.parametrize("rows", ["sharded", slow("replicated")])
 @pytest.mark.parametrize("backend", ["triton", "cuda"])
 def test_loss_of_gpu_kernels_on_the_cpu(pool, conformance, backend, rows):
     if backend == "triton" and not cpk.backends()["triton"].available:
@@ -117,13 +51,13 @@ def beyond_the_limit(group):
     dictionary, found = cpk.HadamardDictionary(33, 200), []
     mine = own_rows(group, embeddings(6, 33), [3, 3], "sharded")
     with without_a_gpu("cuda"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cuda, "_MAX_CODES", 128)
+        patch.setattr(sign_codes, "MAX_CODES", 128)
         for process_group in (None, group):
+            found.append(None)
             try:
                 cpk.cplearn_loss(*mine, dictionary, temperature=0.3, process_group=process_group, backend="cuda")
-                found.append(None)
             except RuntimeError as error:
-                found.append(str(error))
+                found[-1] = str(error)
     return found
 
 
@@ -135,20 +69,12 @@ def test_the_limit_on_codes_is_one_on_the_range_of_a_rank(pool):
 
 
 @pytest.mark.parametrize("kind", ["hadamard", "rademacher", "normal"])
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", [1, 2, 3, slow(4)])
 def test_loss_in_float64_is_the_oracles_to_rounding(pool, world, kind):
     for rows in ("sharded", "replicated"):
-        counts = counts_of(9, world)
-        arguments = kind, 33, 500, 9, "l2", torch.float64, SETTINGS, "torch", rows, counts
-        answers = pool.run(loss_over_ranks, *arguments, world=world)
-        dictionary = dictionary_of(kind, 33, 500)
-        oracle = LossOracle(dictionary, make_case(dictionary, 9, "l2", torch.float64))
-        for i, setting in enumerate(SETTINGS):
-            values = [torch.from_numpy(value) for value in answers[0][i]]
-            gradients = values[3:]
-            if rows == "sharded":
-                gradients = [torch.cat([torch.from_numpy(a[i][view]) for a in answers]) / world for view in (3, 4)]
-            assert max(oracle.errors(*setting, values[0], gradients)) < 1e-12
+        results = results_over_ranks(pool, world, kind, 33, 500, 9, "l2", torch.float64, "torch", rows)
+        for oracle, setting, *found in results:
+            assert max(oracle.errors(*setting, *found)) < 1e-12
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
@@ -229,12 +155,10 @@ def test_combining_over_ranks_is_merging(pool):
 
 
 def with_nan(group, backend):
-    views = [view.clone() for view in embeddings(6, 40)]
+    views = embeddings(6, 40)
     views[1][4, 3] = torch.nan
-    mine = own_rows(group, views, [3, 3], "sharded")
-    dictionary = cpk.HadamardDictionary(40, 300)
-    loss = cpk.cplearn_loss(*mine, dictionary, temperature=0.3, process_group=group, backend=backend)
-    grads = torch.autograd.grad(loss, mine)
+    mine, dictionary = own_rows(group, views, [3, 3], "sharded"), cpk.HadamardDictionary(40, 300)
+    loss, *grads = loss_and_gradients(*mine, dictionary, process_group=group, backend=backend)
     return bool(loss.isnan()), [bool(grad[row].isnan().all()) for grad in grads for row in range(3)]
 
 
@@ -319,10 +243,7 @@ def test_one_rank_may_want_no_gradient(pool):
 def the_same_again(group):
     (h1, h2) = own_rows(group, embeddings(20, 40), [10, 10], "sharded")
     dictionary = cpk.HadamardDictionary(40, 3000)
-    runs = []
-    for _ in range(2):
-        loss = cpk.cplearn_loss(h1, h2, dictionary, temperature=0.3, process_group=group)
-        runs.append([loss.detach(), *torch.autograd.grad(loss, (h1, h2))])
+    runs = [loss_and_gradients(h1, h2, dictionary, process_group=group) for _ in range(2)]
     return all(same_bits(a, b) for a, b in zip(*runs, strict=True))
 
 

@@ -1,7 +1,5 @@
 """A rank that differs, fails, dies or stays away is named on every rank that is left, soon, and nothing hangs."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time
@@ -9,7 +7,9 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
+from cases import make_dictionary
 from processes import Pool
+from tiers import slow
 
 import cplearn_kernels as cpk
 
@@ -31,10 +31,7 @@ def error_of(group, changes, rank):
         options |= changes
     f, c, seed, kind, dtype, n, n2, call = (options.pop(name) for name in
                                             ("f", "c", "seed", "kind", "dtype", "n", "n2", "call"))  # fmt: skip
-    if kind == "dense":
-        dictionary = cpk.DenseDictionary(torch.randn(f, c, generator=torch.Generator().manual_seed(seed)))
-    else:
-        dictionary = {"hadamard": cpk.HadamardDictionary, "rademacher": cpk.RademacherDictionary}[kind](f, c, seed)
+    dictionary = make_dictionary(kind, f, c, seed)
     h = [torch.ones(rows, f, dtype=dtype) for rows in (n, n2 or n)]
     began = time.monotonic()
     try:
@@ -102,10 +99,15 @@ BAD = {
     "rows": ({"rows": "split"}, "ValueError", "rows: expected one of ('sharded', 'replicated'), got 'split'"),
     "values of q": ({"prior_probs": torch.ones(C)}, "ValueError", "prior_probs: expected a sum of 1, got 300.0"),
     "values of q, oracle": (
-        {"prior_probs": torch.ones(C), "backend": "reference"}, "ValueError", "expected a sum of 1, got 300.0"
+        {"prior_probs": torch.ones(C), "backend": "reference"},
+        "ValueError",
+        "expected a sum of 1, got 300.0",
     ),
     "backend": ({"backend": "triton", "dtype": torch.float64}, "RuntimeError", "backend 'triton' cannot run"),
 }
+
+
+CASES = [(what, 1) if what in ("shape", "temperature", "values of q, oracle") else slow(what, 1) for what in BAD]
 
 
 def errors_in_a_new_group(group, changes, rank, earlier, late):
@@ -120,7 +122,7 @@ def errors_in_a_new_group(group, changes, rank, earlier, late):
     return error_of(first, changes, rank), error_of(first, {}, rank), error_of(second, {}, rank)
 
 
-@pytest.mark.parametrize("what, earlier", [(what, 1) for what in BAD] + [("shape", 0)])
+@pytest.mark.parametrize("what, earlier", [("shape", 0), *CASES])
 def test_an_error_on_one_rank_reaches_the_others_which_wait(pool, what, earlier):
     changes, kind, sentence = BAD[what]
     answers = pool.run(errors_in_a_new_group, changes, 1, earlier, [1])
@@ -189,7 +191,7 @@ def steps_until_error(group, die, at):
         step += 1
 
 
-@pytest.mark.parametrize("die, at", [(0, 0), (2, 3)])
+@pytest.mark.parametrize("die, at", [slow(0, 0), (2, 3)])
 def test_a_rank_that_dies_is_named_by_the_others(die, at):
     pool = Pool(3, timeout=20, subgroups=False)
     try:
@@ -212,7 +214,8 @@ def outsider(group, members):
     for process_group in (inner, other):
         try:
             cpk.CPLearnLoss(cpk.HadamardDictionary(F, C), process_group=process_group, backend="torch")(
-                *torch.ones(2, 4, F))
+                *torch.ones(2, 4, F)
+            )
             found.append(None)
         except Exception as error:
             found.append((type(error).__name__, str(error)))

@@ -1,11 +1,15 @@
 """Training on 1 to 4 ranks leaves the parameters that one process with the whole batch leaves; DDP, FSDP2, compile."""
 
-from __future__ import annotations
+import contextlib
+import copy
+import pickle
 
 import pytest
 import torch
 import torch.distributed as dist
+from cases import make_dictionary
 from processes import Pool
+from tiers import slow
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -13,7 +17,6 @@ import cplearn_kernels as cpk
 from train.distributed.sync_batch_norm import SyncBatchNorm
 
 IN, F, C, STEPS = 12, 33, 500, 5
-WORLDS = (1, 2, 3, 4)
 
 
 class Encoder(nn.Module):
@@ -44,21 +47,20 @@ def trained(group, kind, prior, dtype, optimiser, accumulate, counts, wrap):
     torch.manual_seed(0)
     encoder = Encoder().to(dtype)
     module = encoder
+    if wrap is not None:
+        module = encoder = SyncBatchNorm.convert_sync_batchnorm(encoder)
     if wrap == "ddp":
         # Buffers: every rank computes the same ones.
-        encoder = SyncBatchNorm.convert_sync_batchnorm(encoder)
         module = DistributedDataParallel(encoder, broadcast_buffers=False)
     elif wrap == "fsdp":
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        module = encoder = SyncBatchNorm.convert_sync_batchnorm(encoder)
         mesh = init_device_mesh("cpu", (group.size(),))
         fully_shard(encoder.backbone, mesh=mesh)
         fully_shard(encoder, mesh=mesh)
-    cls = {"hadamard": cpk.HadamardDictionary, "rademacher": cpk.RademacherDictionary}[kind]
     criterion = cpk.CPLearnLoss(
-        cls(F, C), prior=prior, beta=0.5, process_group=None if wrap is None else "world",
+        make_dictionary(kind, F, C), prior=prior, beta=0.5, process_group=None if wrap is None else "world",
         backend="torch" if dtype == torch.float64 else None,
     )  # fmt: skip
     if optimiser == "sgd":
@@ -70,11 +72,7 @@ def trained(group, kind, prior, dtype, optimiser, accumulate, counts, wrap):
         steps.zero_grad()
         for i, micro in enumerate(batch.chunk(accumulate, dim=1)):
             views = micro if wrap is None else micro.split(counts, dim=1)[group.rank()]
-            if wrap == "ddp" and i < accumulate - 1:
-                with module.no_sync():
-                    loss = criterion(*module(*views))
-                    (loss / accumulate).backward()
-            else:
+            with module.no_sync() if wrap == "ddp" and i < accumulate - 1 else contextlib.nullcontext():
                 loss = criterion(*module(*views))
                 (loss / accumulate).backward()
             losses.append(loss.item())
@@ -92,7 +90,7 @@ def largest_deviation(found, expected):
     )
 
 
-@pytest.fixture(scope="module", params=WORLDS)
+@pytest.fixture(scope="module", params=[1, 2, slow(3), slow(4)])
 def pool(request):
     pool = Pool(request.param, subgroups=False)
     yield pool
@@ -137,7 +135,7 @@ def test_parameters_equal_those_of_one_process(pool, conformance, kind, prior, d
     assert largest_deviation(untrained, expected) > 100 * TOLERANCES[dtype]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float64, slow(torch.float32)])
 def test_fully_sharded_parameters_equal_those_of_one_process(pool, conformance, dtype):
     counts = counts_for(pool)
     arguments = "hadamard", "reverse_kl", dtype, "sgd", 1
@@ -148,19 +146,19 @@ def test_fully_sharded_parameters_equal_those_of_one_process(pool, conformance, 
     assert worst <= TOLERANCES[dtype]
 
 
-def compiled(group, named, backend, reps):
+def compiled(group, named, compiler, reps=3):
     """(eager, compiled) losses and gradients of a function with its own arithmetic around the loss."""
     process_group = "world" if named else group
     dictionary = cpk.HadamardDictionary(F, C)
 
     def loss_of(x, weight):
         h1, h2 = (nn.functional.normalize(view @ weight, dim=1) for view in x)
-        loss = cpk.cplearn_loss(h1, h2, dictionary, temperature=0.3, process_group=process_group, backend=backend)
-        mean = cpk.mean_assignment(h1, dictionary, temperature=0.3, process_group=process_group, backend=backend)
+        loss = cpk.cplearn_loss(h1, h2, dictionary, temperature=0.3, process_group=process_group)
+        mean = cpk.mean_assignment(h1, dictionary, temperature=0.3, process_group=process_group)
         return 2 * loss + mean.square().sum()
 
     found = []
-    for function in (loss_of, torch.compile(loss_of, fullgraph=True)):
+    for function in (loss_of, torch.compile(loss_of, backend=compiler, fullgraph=True)):
         for n in range(4, 4 + reps):  # another number of rows: perhaps compiled again
             weight = torch.randn(IN, F, generator=torch.Generator().manual_seed(1)).requires_grad_()
             x = torch.randn(2, n + group.rank(), IN, generator=torch.Generator().manual_seed(group.rank()))
@@ -170,9 +168,9 @@ def compiled(group, named, backend, reps):
 
 
 @pytest.mark.parametrize("pool", [2], indirect=True)
-@pytest.mark.parametrize("named", [True, False])
-def test_compiled_whole(pool, named):
-    for eager, whole in pool.run(compiled, named, None, 3):
+@pytest.mark.parametrize("named, compiler", [(False, "aot_eager"), slow(True, "inductor"), slow(False, "inductor")])
+def test_compiled_whole(pool, named, compiler):
+    for eager, whole in pool.run(compiled, named, compiler):
         for (loss, gradient), (loss2, gradient2) in zip(eager, whole, strict=True):
             assert abs(loss - loss2) <= 1e-6 * abs(loss)
             assert abs(gradient - gradient2).max() <= 1e-5 * abs(gradient).max()
@@ -180,9 +178,6 @@ def test_compiled_whole(pool, named):
 
 def uncopied(group):
     """A module with process_group="world" copied and pickled."""
-    import copy
-    import pickle
-
     criterion = cpk.CPLearnLoss(cpk.HadamardDictionary(F, C), process_group="world", backend="torch")
     h = torch.ones(2, 3, F)
     return [float(c(*h)) for c in (criterion, copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion)))]

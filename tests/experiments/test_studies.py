@@ -105,13 +105,10 @@ def test_a_study_from_runs_to_json(tmp_path, study, result):
     assert all(path.read_text() == "x" for path in (tmp_path / "runs").glob("*/times"))
 
 
-@pytest.mark.parametrize(
-    "script, words",
-    [
-        ("import sys; print('error: no luck.'); sys.exit(2)", "exit status 2: error: no luck."),
-        ("print('bye')", "no summary although the exit status was 0: bye"),
-    ],
-)
+@pytest.mark.parametrize("script, words", [
+    ("import sys; print('error: no luck.'); sys.exit(2)", "exit status 2: error: no luck."),
+    ("print('bye')", "no summary although the exit status was 0: bye"),
+])  # fmt: skip
 @pytest.mark.parametrize("arm, missing, kept", [("a", ["a, seed 6"], [[5], [5]]), ("b", ["b, seed 5"], [[5, 6]])])
 def test_a_run_without_a_summary_is_named_and_the_others_are_collected(
     study, small, result, capsys, script, words, arm, missing, kept
@@ -151,17 +148,14 @@ def test_a_folder_with_another_run_is_refused(tmp_path, study, capsys):
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_stopping_asks_the_runs_to_save_and_the_rest_not_to_start(signum, tmp_path, study, small):
     """The child says whether it was asked; a signal to this process is what Ctrl-C sends."""
-    child(
-        small,
-        lambda run: (
-            f"""import signal, sys, time, pathlib
+
+    def script(run):
+        return f"""import signal, sys, time, pathlib
 folder = pathlib.Path({str(run.folder)!r})
 signal.signal(signal.SIGTERM, lambda *_: ((folder / "asked").write_text("asked"), sys.exit(143)))
 (folder / "started").write_text("")
 time.sleep(60)
 """
-        ),
-    )
 
     def stop():
         deadline = time.monotonic() + 30
@@ -169,6 +163,7 @@ time.sleep(60)
             time.sleep(0.02)
         os.kill(os.getpid(), signum)
 
+    child(small, script)
     thread = threading.Thread(target=stop)
     thread.start()
     began = time.monotonic()
@@ -179,13 +174,11 @@ time.sleep(60)
     assert len(list((tmp_path / "runs").glob("*/started"))) == 1
 
 
-def test_dry_run_and_bad_input(tmp_path, data, study, capsys):
+def test_dry_run_and_bad_input(tmp_path, data, study, capsys, fails):
     assert study("--dry-run") == 0
     assert len(capsys.readouterr().out.split("import json")) == 4 and not (tmp_path / "runs").exists()
-    assert study("--jobs", "0") == 2
-    assert "expected at least 1" in capsys.readouterr().err
-    assert study("--data-dir", str(tmp_path / "none")) == 2
-    assert "none, expected an existing folder" in capsys.readouterr().err
+    fails(lambda options: study(*options), ["--jobs", 0], "expected at least 1")
+    fails(lambda options: study(*options), ["--data-dir", tmp_path / "none"], "none, expected an existing folder")
     with pytest.raises(SystemExit):
         studies.main(["no-such-study", "--data-dir", str(data)])
 

@@ -33,19 +33,16 @@ def test_half_interval_of_a_known_sample():
     assert math.isnan(tables.half_interval(np.array([1.0])))
 
 
-@pytest.mark.parametrize(
-    "sample, signed, text",
-    [
-        ([0.1, 0.11, 0.12], False, "0.110 ± 0.025"),
-        ([1000, 1010, 1020], False, "1010 ± 25"),
-        ([10, 11, 12], False, "11.0 ± 2.5"),
-        ([150.1, 150.3, 150.2], False, "150.20 ± 0.25"),
-        ([0.0004, 0.0003, 0.0005], False, "0.0004 ± 0.0002"),
-        ([0.5], False, "0.500 ± –"),
-        ([0.02, 0.02, 0.02], True, "+0.020 ± 0.000"),
-        ([-0.2, -0.2], True, "-0.200 ± 0.000"),
-    ],
-)
+@pytest.mark.parametrize("sample, signed, text", [
+    ([0.1, 0.11, 0.12], False, "0.110 ± 0.025"),
+    ([1000, 1010, 1020], False, "1010 ± 25"),
+    ([10, 11, 12], False, "11.0 ± 2.5"),
+    ([150.1, 150.3, 150.2], False, "150.20 ± 0.25"),
+    ([0.0004, 0.0003, 0.0005], False, "0.0004 ± 0.0002"),
+    ([0.5], False, "0.500 ± –"),
+    ([0.02, 0.02, 0.02], True, "+0.020 ± 0.000"),
+    ([-0.2, -0.2], True, "-0.200 ± 0.000"),
+])  # fmt: skip
 def test_cells(sample, signed, text):
     assert tables.cell(np.array(sample, dtype=float), signed) == text
 
@@ -88,10 +85,8 @@ def test_commands(tmp_path, capsys):
     for content in ({}, [], None, 3, empty, strange):
         path.write_text(json.dumps(content))
         assert tables.main([str(path)]) == figures.main([str(path), str(picture)]) == 2
-        errors = capsys.readouterr().err.splitlines()
-        assert len(errors) == 2 and all(
-            "expected a file that python -m experiments.studies wrote" in line for line in errors
-        )
+        errors, words = capsys.readouterr().err.splitlines(), "expected a file that python -m experiments.studies wrote"
+        assert len(errors) == 2 and all(words in line for line in errors)
 
 
 @pytest.mark.parametrize("codes, scale", [((10, 100), "log"), ((10, 10), "linear")])
@@ -109,10 +104,8 @@ def test_the_figure_marks_thresholds_and_single_seeds():
     content["arms"][1]["runs"] = content["arms"][1]["runs"][:1]
     for arm in content["arms"]:
         for run in arm["runs"]:
-            run["verdicts"] = {
-                **run["verdicts"],
-                "representation": {"collapsed": False, "measure": "embedding_std", "threshold": 0.5 / 8},
-            }
+            judged = {"collapsed": False, "measure": "embedding_std", "threshold": 0.5 / 8}
+            run["verdicts"] = {**run["verdicts"], "representation": judged}
     figure = figures.draw(content)
     spread = next(axes for axes in figure.axes if axes.get_ylabel() == "spread: std × √f")
     levels = [line for line in spread.lines if line.get_label() == "collapsed below"]

@@ -134,22 +134,20 @@ def test_an_interruption_keeps_the_points_before_it(tmp_path, monkeypatch):
     assert [point["num_codes"] for point in tables.load(output)["points"]] == [16]
 
 
-def test_errors_are_one_sentence(quick_options, tmp_path, capsys):
-    def said(*more):
-        assert program.main([*quick_options, "--codes", "16", *more]) == 2
-        message = capsys.readouterr().err
-        assert message.count("\n") == 1 and "Traceback" not in message
-        return message
-
-    assert "eps" in said("--eps", "0.1") and "at least 1" in said("--codes", "0")
-    assert "--seconds-per-point was 0.0" in said("--seconds-per-point", "0")
-    assert "--steps was 0, expected at least 1" in said("--steps", "0")
-    assert "a folder that exists" in said("--output", str(tmp_path / "missing" / "file.json"))
+def test_errors_are_one_sentence(quick_options, tmp_path, fails):
     (tmp_path / "damaged.json").write_text('{"points": [')
-    assert "expected results of experiments.theorem" in said("--output", str(tmp_path / "damaged.json"))
-    assert program.main([*quick_options, "--codes", "16"]) == 0
-    capsys.readouterr()
-    assert "expected the same seed" in said("--seed", "1")
+    good = [*quick_options, "--codes", "16"]
+    assert program.main(good) == 0
+    for option, value, words in (
+        ("--eps", 0.1, "eps"),
+        ("--codes", 0, "at least 1"),
+        ("--seconds-per-point", 0, "--seconds-per-point was 0.0"),
+        ("--steps", 0, "--steps was 0, expected at least 1"),
+        ("--output", tmp_path / "missing" / "file.json", "a folder that exists"),
+        ("--output", tmp_path / "damaged.json", "expected results of experiments.theorem"),
+        ("--seed", 1, "expected the same seed"),
+    ):
+        fails(program.main, [*good, option, value], words)
     assert figures.main([str(tmp_path / "none.json"), str(tmp_path / "out.png")]) == 2
 
 

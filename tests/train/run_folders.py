@@ -1,18 +1,12 @@
 """Finished runs for the tests of the report, written file by file: no test has to train."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
 import numpy as np
 
 N, F, CLASSES = 60, 8, ["cat", "dog", "ship"]
-
-
-CONFIG = json.loads(
-    '{"dataset": "digits", "epochs": 2, "batch_size": 32, "seed": 0, "prior": "reverse_kl", "lr": 0.005}'
-)
+CONFIG = {"dataset": "digits", "epochs": 2, "batch_size": 32, "seed": 0, "prior": "reverse_kl", "lr": 0.005}
 SUMMARY = json.loads("""{
 "linear_probe": 0.9125, "linear_probe_converged": true, "knn": 0.8625, "nmi": 0.5125, "ami": 0.4125,
 "kmeans_nmi": 0.3125, "view_agreement": 0.2125, "codes_used": 3, "perplexity": 3.125, "num_clusters": 64,
@@ -40,28 +34,13 @@ def collapsed() -> np.ndarray:
     return np.eye(F, dtype=np.float32)[labels()]
 
 
-def write_run(
-    folder: Path,
-    embeddings: np.ndarray,
-    *,
-    method: str = "cplearn",
-    summary: dict | None = None,
-    config: dict | None = None,
-) -> Path:
+def write_run(folder: Path, embeddings: np.ndarray, *, method="cplearn", summary=(), config=()) -> Path:
     """The files of a finished run in `folder`, which is made; keywords replace single values. Returns the folder."""
     folder.mkdir(parents=True)
     clusters = labels() * 7
-    np.savez_compressed(
-        folder / "embeddings.npz",
-        embeddings=embeddings,
-        features=embeddings[:, :4],
-        clusters=clusters,
-        labels=labels(),
-        classes=np.array(CLASSES),
-        view_clusters=np.stack([clusters, clusters]),
-    )
-    config = CONFIG | {"method": method} | (config or {})
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "summary.json").write_text(json.dumps(SUMMARY | (summary or {})))
+    known = dict(labels=labels(), classes=np.array(CLASSES), clusters=clusters, view_clusters=np.stack([clusters] * 2))
+    np.savez_compressed(folder / "embeddings.npz", embeddings=embeddings, features=embeddings[:, :4], **known)
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"method": method} | dict(config)))
+    (folder / "summary.json").write_text(json.dumps(SUMMARY | dict(summary)))
     (folder / "metrics.jsonl").write_text(METRICS)
     return folder

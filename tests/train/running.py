@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -38,16 +40,16 @@ def go(options):
             return 0
 
 
-def slow(*case):
-    """A case for the second tier."""
-    return pytest.param(*case, marks=pytest.mark.slow)
-
-
 def make(config, seed=0):
     """A method with weights from a seed, and its optimiser."""
     torch.manual_seed(seed)
     method = methods.build(config, backbones.build(config))
     return method, optimisers.build(config, method)
+
+
+def build(config):
+    """A method alone."""
+    return make(config)[0]
 
 
 def kind(method, optimiser="adam"):
@@ -58,6 +60,11 @@ def kind(method, optimiser="adam"):
 def rows(folder):
     """The metrics of each epoch."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def python(script):
+    """What became of a script in a process of its own."""
+    return subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 def wait_for_an_epoch(process, folder, seconds=120):

@@ -25,9 +25,8 @@ def test_layers_with_the_head_and_the_papers_widths(tiny_config):
     small = backbones.build(tiny_config(widths=None))
     assert widths_on_the_longest_path(small) == [32, 32, 32, 64, 64, 128, 128] and small.out_features == 128
     large = backbones.build(tiny_config(backbone="resnet18", widths=None))
-    assert (
-        widths_on_the_longest_path(large) == [64] * 5 + [128] * 4 + [256] * 4 + [512] * 4 and large.out_features == 512
-    )
+    assert widths_on_the_longest_path(large) == [64] * 5 + [128] * 4 + [256] * 4 + [512] * 4
+    assert large.out_features == 512
     # The CIFAR ResNet-18 of the literature has 11.17 million weights without its last layer.
     assert sum(p.numel() for p in large.parameters()) == 11_168_832
 

@@ -5,19 +5,20 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from running import equal_runs, go, kind, rows, slow, step, terminate
+from running import equal_runs, go, kind, rows, step, terminate
+from tiers import slow
 
 import train.__main__ as program
 from train import checkpoint, loop, methods
 
 
+def full(*_, **__):
+    raise OSError(28, "No space left on device")
+
+
 @contextmanager
 def no_room():
     """torch.save finds the disk full."""
-
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
     with pytest.MonkeyPatch.context() as patch:
         yield lambda: patch.setattr(torch, "save", full)
 
@@ -49,9 +50,6 @@ def test_a_disk_that_fills_up_during_training(
 
 
 def test_a_disk_without_room_is_found_before_training(tiny_options, fails, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
     monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("training began"))
     monkeypatch.setattr(checkpoint, "save", full)
     fails(go, tiny_options, "No space left", "folder with room")

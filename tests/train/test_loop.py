@@ -4,7 +4,7 @@ import pytest
 import torch
 from running import make
 
-from train import checkpoint, loop
+from train import loop
 from train.checkpoint import Progress
 from train.data import load
 from train.seeds import derive_seed
@@ -64,11 +64,17 @@ def test_shares_of_a_step_add_up(tiny_config):
     }
 
 
-def test_training_lowers_the_loss(tiny_config):
-    config = tiny_config(epochs=8, num_train=160, lr=5e-3)
+def trained(config):
+    """The progress of a run from its beginning to its end."""
     config.output_dir.mkdir()
     progress = Progress()
     loop.train(config, load(config), *make(config), progress)
+    return progress
+
+
+@pytest.mark.slow
+def test_training_lowers_the_loss(tiny_config):
+    progress = trained(tiny_config(epochs=8, num_train=160, lr=5e-3))
     assert progress.step == 40 and len(progress.history) == 8
     assert progress.history[-1]["loss"] < progress.history[0]["loss"] - 0.3
 
@@ -100,27 +106,11 @@ def test_a_compiled_encoder_gives_the_same_embeddings(tiny_config):
     assert torch.allclose(compiled(images), plain, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_a_checkpoint_is_also_saved_between_epochs(tiny_config, monkeypatch):
-    config = tiny_config(checkpoint_minutes=1e-9)
-    config.output_dir.mkdir()
-    steps, plain = [], checkpoint.save
-    monkeypatch.setattr(
-        checkpoint,
-        "save",
-        lambda path, c, progress, *rest: (steps.append(progress.step), plain(path, c, progress, *rest)),
-    )
-    loop.train(config, load(config), *make(config), Progress())
-    assert steps == [1, 2, 3, 4, 5, 6]
-
-
 def test_tensorboard_events_hold_the_metrics(tiny_config):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config = tiny_config(tensorboard=True)
-    config.output_dir.mkdir()
-    progress = Progress()
-    loop.train(config, load(config), *make(config), progress)
+    progress = trained(config)
     events = EventAccumulator(str(config.output_dir / "tensorboard")).Reload()
     for name in ("loss", "prior", "invariance", "lr"):
         found = [(event.step, event.value) for event in events.Scalars(name)]

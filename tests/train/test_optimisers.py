@@ -7,14 +7,11 @@ from torch import nn
 from train import optimisers
 
 
-@pytest.mark.parametrize(
-    "name, kind, keys",
-    [
-        ("adam", "Adam", ("lr", "weight_decay")),
-        ("sgd", "SGD", ("lr", "weight_decay", "momentum")),
-        ("lars", "LARS", ("lr", "weight_decay", "momentum")),
-    ],
-)
+@pytest.mark.parametrize("name, kind, keys", [
+    ("adam", "Adam", ("lr", "weight_decay")),
+    ("sgd", "SGD", ("lr", "weight_decay", "momentum")),
+    ("lars", "LARS", ("lr", "weight_decay", "momentum")),
+])  # fmt: skip
 def test_names_and_options(tiny_config, name, kind, keys):
     config = tiny_config(optimiser=name, lr=0.25, weight_decay=0.125, momentum=0.5)
     optimiser = optimisers.build(config, nn.Linear(3, 2))

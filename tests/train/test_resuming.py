@@ -1,7 +1,6 @@
 """What was stopped by a signal, a crash or a kill goes on as the run that nothing stopped, to the last bit."""
 
 import itertools
-import json
 import signal
 import subprocess
 import sys
@@ -9,10 +8,11 @@ import sys
 import pytest
 import running
 import torch
-from running import equal_runs, go, interrupt, kind, rows, slow, step, terminate
+from running import equal_runs, go, interrupt, kind, rows, step, terminate
+from tiers import slow
 
 import train.__main__ as program
-from train import checkpoint, report
+from train import checkpoint
 
 
 class Crash(BaseException):
@@ -45,16 +45,13 @@ def test_a_run_stopped_and_then_killed_is_the_unbroken_one(method, optimiser, ti
         assert int(checkpoint.load(run / "checkpoint.pt")["method"]["queued"]) == 40
 
 
-@pytest.mark.parametrize(
-    "method, optimiser, forget",
-    [
-        ("cplearn", "adam", lambda content: content["optimiser"].update(state={})),
-        slow("barlow_twins", "sgd", lambda content: content["optimiser"].update(state={})),
-        slow("barlow_twins", "lars", lambda content: content["optimiser"].update(state={})),
-        ("swav", "sgd", lambda content: content["method"]["queue"].zero_()),
-        ("cplearn", "adam", lambda content: content["progress"].update(sums={})),
-    ],
-)
+@pytest.mark.parametrize("method, optimiser, forget", [
+    ("cplearn", "adam", lambda content: content["optimiser"].update(state={})),
+    slow("barlow_twins", "sgd", lambda content: content["optimiser"].update(state={})),
+    slow("barlow_twins", "lars", lambda content: content["optimiser"].update(state={})),
+    ("swav", "sgd", lambda content: content["method"]["queue"].zero_()),
+    ("cplearn", "adam", lambda content: content["progress"].update(sums={})),
+])  # fmt: skip
 def test_what_a_resumed_run_forgets_is_seen(method, optimiser, forget, tiny_options, tmp_path, unbroken, during):
     """A resumed run without the optimiser's state, the queue or the sums is told from the unbroken one."""
     options, path = [*tiny_options, *kind(method, optimiser)], tmp_path / "run" / "checkpoint.pt"
@@ -81,16 +78,13 @@ def test_checkpoints_inside_an_epoch(precision, tiny_options, tmp_path, unbroken
     assert equal_runs(tmp_path / "run", unbroken(["--precision", precision]))
 
 
-@pytest.mark.parametrize(
-    "stop_at, act, status",
-    [
-        (1, interrupt, 130),
-        slow(2, terminate, 143),
-        slow(3, interrupt, 130),
-        slow(5, terminate, 143),
-        (6, terminate, 143),
-    ],
-)
+@pytest.mark.parametrize("stop_at, act, status", [
+    (1, interrupt, 130),
+    slow(2, terminate, 143),
+    slow(3, interrupt, 130),
+    slow(5, terminate, 143),
+    (6, terminate, 143),
+])  # fmt: skip
 def test_any_step_is_a_good_place_to_stop(tiny_options, tmp_path, unbroken, during, stop_at, act, status):
     """The signal comes during the first step, inside an epoch, at its end, inside the last, at the very end."""
     during(stop_at, act)
@@ -139,32 +133,6 @@ def test_metrics_behind_the_checkpoint_are_not_repeated(tiny_options, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_real_interruption_goes_on_to_the_same_evaluation(tiny, tmp_path, monkeypatch):
-    """SIGINT to a process of its own; epochs of 11 steps, so that it most likely falls inside one."""
-    monkeypatch.setattr(report, "write", lambda *_: None)
-    options, folder = [*tiny, "--epochs", "8", "--num-train", "352"], tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "train", "--output-dir", str(folder), *options],
-        cwd=running.ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        running.wait_for_an_epoch(process, folder)
-        process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130, (output, errors)
-    assert "Stopped by SIGINT after step" in errors and "--resume" in errors and "Traceback" not in errors
-    assert 1 <= len(rows(folder)) < 8 and not (folder / "summary.json").exists()
-
-    assert program.main(["--output-dir", str(folder), *options, "--resume"]) == 0
-    assert program.main(["--output-dir", str(tmp_path / "unbroken"), *options]) == 0
-    assert equal_runs(folder, tmp_path / "unbroken")
-    summaries = [json.loads((path / "summary.json").read_text()) for path in (folder, tmp_path / "unbroken")]
-    for name in ("linear_probe", "knn", "nmi", "codes_used", "effective_rank"):
-        assert summaries[0][name] == summaries[1][name], name
-
-
 def test_a_kill_in_the_middle_of_writing_a_checkpoint(tiny_options, tmp_path, unbroken):
     """A real SIGKILL between a checkpoint's bytes and its rename: the old one is whole, the rest does no harm."""
     code = f"""
@@ -178,7 +146,7 @@ def save(path, config, progress, *rest):
 checkpoint.save = save
 program.main({tiny_options!r})
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=running.ROOT, capture_output=True, text=True, timeout=120)
+    done = running.python(code)
     run = tmp_path / "run"
     assert done.returncode == -signal.SIGKILL, done.stderr
     # The metrics of the second epoch were on the disk already; its checkpoint is not.
@@ -188,8 +156,11 @@ program.main({tiny_options!r})
 
 
 @pytest.mark.slow
-def test_a_run_is_left_alone_by_a_second_and_ends_on_sigterm(tiny_options, tmp_path, fails, monkeypatch, unbroken):
-    """Of two processes on one folder the second is refused at once; the first stops after the step of its SIGTERM."""
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_is_left_alone_by_a_second_and_obeys_a_signal(
+    signum, tiny_options, tmp_path, fails, monkeypatch, unbroken
+):
+    """Of two processes on one folder the second is refused at once; the first stops after the step of its signal."""
     code = f"""
 import sys
 from train import __main__ as program, loop
@@ -213,12 +184,14 @@ sys.exit(program.main({tiny_options!r}))
             for more in ([], ["--resume"], ["--overwrite"]):
                 fails(go, [*tiny_options, *more], "in use by another run", str(run))
         assert {path.name: path.read_bytes() for path in run.iterdir()} == before
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signum)
         _, errors = process.communicate("go on\n", timeout=60)
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 143, errors
-    assert "Stopped by SIGTERM after step 5 of 6" in errors and "--resume" in errors and "Traceback" not in errors
+    assert process.returncode == 128 + signum, errors
+    assert (
+        f"Stopped by {signum.name} after step 5 of 6" in errors and "--resume" in errors and "Traceback" not in errors
+    )
     assert go([*tiny_options, "--resume"]) == 0
     assert equal_runs(run, unbroken())

@@ -3,34 +3,19 @@
 import shutil
 import threading
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from running import build
 
-from train import backbones, methods, run_folder
+from train import run_folder
 from train.errors import InputError
-
-
-def test_a_folder_belongs_to_one_run_at_a_time(tiny_config):
-    config = tiny_config()
-    with run_folder.claim(config):
-        with pytest.raises(InputError, match="is in use by another run, expected another folder"):
-            run_folder.claim(config)
-    run_folder.claim(config).close()
-
-
-def test_a_run_that_was_not_mentioned_is_refused_and_frees_the_folder(tiny_config):
-    run_folder.claim(tiny_config()).close()
-    (tiny_config().output_dir / "checkpoint.pt").write_bytes(b"")
-    with pytest.raises(InputError, match="already holds a run, expected --resume"):
-        run_folder.claim(tiny_config())
-    run_folder.claim(tiny_config(resume=True)).close()
-    run_folder.claim(tiny_config(overwrite=True)).close()
 
 
 def test_a_disk_without_room_is_refused(tiny_config, monkeypatch):
     config = tiny_config()
     config.output_dir.mkdir()
-    method = methods.build(config, backbones.build(config))
+    method = build(config)
     weights = sum(p.numel() for p in method.parameters()) * 4
     run_folder.check_room(config, method)
     usage = namedtuple("usage", "total used free")
@@ -39,22 +24,18 @@ def test_a_disk_without_room_is_refused(tiny_config, monkeypatch):
         run_folder.check_room(config, method)
 
 
-def test_of_runs_that_start_together_all_but_one_are_told_that_the_folder_is_in_use(tiny_config):
-    found, barrier, config = [], threading.Barrier(4), tiny_config()
+def test_a_folder_belongs_to_one_run_at_a_time_also_when_they_start_together(tiny_config):
+    barrier, config = threading.Barrier(4), tiny_config()
 
-    def claim():
+    def claim(_):
         barrier.wait()
-        try:
-            found.append(run_folder.claim(config))
-        except InputError as error:
-            found.append(str(error))
+        return run_folder.claim(config)
 
-    threads = [threading.Thread(target=claim) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    refused = [entry for entry in found if isinstance(entry, str)]
-    assert len(refused) == 3 and all("in use by another run" in entry for entry in refused), found
-    (winner,) = (entry for entry in found if not isinstance(entry, str))
+    with ThreadPoolExecutor(4) as pool:
+        claims = [pool.submit(claim, i) for i in range(4)]
+    errors = [claim.exception() for claim in claims]
+    (winner,) = (claim.result() for claim, error in zip(claims, errors, strict=True) if error is None)
+    refused = [error for error in errors if isinstance(error, InputError) and "in use by another run" in str(error)]
+    assert len(refused) == 3, errors
     winner.close()
+    run_folder.claim(config).close()

@@ -1,11 +1,8 @@
 """train/threads.py: every thread pool obeys inside, and is as it was outside."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from running import python
 
 from train import threads
 from train.errors import InputError
@@ -29,9 +26,7 @@ with threads.limited_to(1):
     assert {pool["num_threads"] for pool in pools} == {1} and torch.get_num_threads() == 1, pools
 assert torch.get_num_threads() == 2
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True
-    )
+    done = python(script)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,4 +1,4 @@
-"""train/data/augment.py: parameters per image, the same draws from the same seed, the share of images that steps touch."""
+"""train/data/augment.py: parameters per image, equal draws from equal seeds, the share of images that steps touch."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def test_copies_of_one_image_get_views_of_their_own(tiny_config, tmp_path, image
     config = tiny_config(dataset=dataset, data_dir=tmp_path)
     first, second = views(config, image.expand(16, -1, -1, -1))
     assert first.shape == second.shape == (16, 3, 32, 32) and first.dtype == torch.float32
-    assert 0 <= min(first.min(), second.min()) and max(first.max(), second.max()) <= 1
+    assert min(first.min(), second.min()) >= 0 and max(first.max(), second.max()) <= 1
     everything = torch.cat([first, second]).flatten(1)
     assert torch.pdist(everything).min() > 1e-3
 

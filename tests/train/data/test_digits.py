@@ -1,10 +1,8 @@
-"""train/data/__init__.py: the digits, the cuts, and too few images for a batch."""
+"""train/data/__init__.py: the digits and the cuts."""
 
-import pytest
 import torch
 
 from train import data
-from train.errors import InputError
 
 
 def test_digits_split_is_fixed_stratified_and_disjoint():
@@ -26,11 +24,5 @@ def test_digits_fill_the_range_in_three_equal_channels():
 
 def test_counts_cut_from_the_start(tiny_config):
     part, whole = data.load(tiny_config()), data.digits()
-    assert torch.equal(part.train_images, whole.train_images[:96]) and torch.equal(
-        part.test_labels, whole.test_labels[:60]
-    )
-
-
-def test_a_batch_larger_than_the_data_is_an_error(tiny_config):
-    with pytest.raises(InputError, match="--batch-size was 97, expected at most the 96 training images"):
-        data.load(tiny_config(batch_size=97))
+    assert torch.equal(part.train_images, whole.train_images[:96])
+    assert torch.equal(part.test_labels, whole.test_labels[:60])

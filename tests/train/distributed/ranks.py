@@ -1,7 +1,5 @@
 """Starts `python -m train` in several processes, with torchrun's environment and something done to one of its steps."""
 
-from __future__ import annotations
-
 import functools
 import multiprocessing
 import os

@@ -9,7 +9,8 @@ from functools import partial
 import pytest
 from acts import OPTIONS, bad_data, bug, die, full_disk, hang, in_step, poison, record, steps
 from ranks import Ranks
-from running import ROOT, slow, step, wait_for_an_epoch
+from running import ROOT, step, wait_for_an_epoch
+from tiers import slow
 
 from train import run_folder
 from train.config import Config
@@ -31,14 +32,11 @@ def ends(tmp_path, options, act, status, *words):
     assert "Traceback" not in run.everything
 
 
-@pytest.mark.parametrize(
-    "options, words",
-    [
-        ("--batch-size 63", ["error: --batch-size was 63", "a multiple of the 2 processes"]),
-        slow("--resume", ["error: --resume was given, expected a checkpoint"]),
-        slow("--method cplearn --backend abacus", ["error: The loss cannot be set", "abacus"]),
-    ],
-)
+@pytest.mark.parametrize("options, words", [
+    ("--batch-size 63", ["error: --batch-size was 63", "a multiple of the 2 processes"]),
+    slow("--resume", ["error: --resume was given, expected a checkpoint"]),
+    slow("--method cplearn --backend abacus", ["error: The loss cannot be set", "abacus"]),
+])  # fmt: skip
 def test_bad_input_is_said_once(options, words, tmp_path):
     ends(tmp_path, options.split(), None, 2, *words)
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from acts import OPTIONS, in_float64, in_float64_step, interrupt, no_writing, record, steps, terminate
 from ranks import Ranks
-from running import rows, slow
+from running import rows
+from tiers import slow
 
 import train.__main__ as program
 from train.distributed import processes
@@ -59,14 +60,11 @@ def test_two_processes_are_one(method, runs):
     assert largest_difference(a, a[1:] + a[:1]) > 0.1, "the metrics hardly change, so it shows nothing"
 
 
-@pytest.mark.parametrize(
-    "before, after, on, act, status",
-    [
-        (2, 1, 1, terminate, 143),
-        slow(1, 2, 0, terminate, 143),
-        slow(2, 2, None, interrupt, 130),
-    ],
-)
+@pytest.mark.parametrize("before, after, on, act, status", [
+    (2, 1, 1, terminate, 143),
+    slow(1, 2, 0, terminate, 143),
+    slow(2, 2, None, interrupt, 130),
+])  # fmt: skip
 def test_a_run_goes_on_with_any_number_of_processes(before, after, on, act, status, runs, tmp_path):
     """A signal to one process (None: to all) inside step 5 stops all; what goes on is the run that never stopped."""
     options = ["--output-dir", str(tmp_path / "run"), *OPTIONS]

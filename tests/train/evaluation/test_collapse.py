@@ -47,17 +47,11 @@ def test_effective_rank_of_known_singular_values():
 
 
 def test_cluster_collapse():
-    even, one = torch.arange(100) % 20, torch.zeros(100, dtype=torch.int64)
-    assert collapse.code_counts(even).tolist() == [5] * 20
-    assert collapse.perplexity(collapse.code_counts(even)) == pytest.approx(20)
-    assert collapse.code_counts(one).tolist() == [100] and collapse.perplexity(
-        collapse.code_counts(one)
-    ) == pytest.approx(1)
-    uneven = torch.tensor([3, 3, 3, 9])
-    assert collapse.code_counts(uneven).tolist() == [3, 1]
-    assert collapse.perplexity(collapse.code_counts(uneven)) == pytest.approx(
-        math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))
-    )
+    even, one, uneven = torch.arange(100) % 20, torch.zeros(100, dtype=torch.int64), torch.tensor([3, 3, 3, 9])
+    entropy = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
+    for clusters, counts, perplexity in (even, [5] * 20, 20), (one, [100], 1), (uneven, [3, 1], math.exp(entropy)):
+        assert collapse.code_counts(clusters).tolist() == counts
+        assert collapse.perplexity(collapse.code_counts(clusters)) == pytest.approx(perplexity)
 
 
 def test_intracluster_collapse(spread):

@@ -62,11 +62,7 @@ def shapes():
         "loose clusters": (centres[tenth] + 0.35 * cloud, many, []),
         # Ten points span ten dimensions, more than a quarter of the 32: only the inside of the clusters is lost.
         "ten points": (centres[tenth] + 1e-3 * cloud, many, ["intracluster"]),
-        "everything": (
-            cloud[:1].expand(N, -1),
-            torch.zeros(N, dtype=torch.int64),
-            ["representation", "cluster", "dimensional", "intracluster"],
-        ),
+        "everything": (cloud[:1].expand(N, -1), torch.zeros(N, dtype=torch.int64), [name for name, *_ in EDGES]),
     }
 
 

@@ -2,17 +2,14 @@
 
 import pytest
 import torch
-
-from train import backbones, methods
+from running import build
 
 N, F = 64, 16
 
 
 @pytest.fixture
 def method(tiny_config):
-    torch.manual_seed(0)
-    config = tiny_config(method="barlow_twins", barlow_lambda=0.01)
-    return methods.build(config, backbones.build(config))
+    return build(tiny_config(method="barlow_twins", barlow_lambda=0.01))
 
 
 def standardised(seed=0, n=N):

@@ -5,15 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from running import build
 
 import cplearn_kernels as cpk
-from train import backbones, methods
 from train.errors import InputError
-
-
-def build(config):
-    torch.manual_seed(0)
-    return methods.build(config, backbones.build(config))
 
 
 def views(f=16, n=32):
@@ -21,10 +16,9 @@ def views(f=16, n=32):
     return [torch.nn.functional.normalize(torch.randn(n, f, generator=generator), dim=1) for _ in range(2)]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"embedding": "tanh"}, {"prior": "cross_entropy"}, {"dictionary": "rademacher"}, {"beta": 2.0, "eps": 1e-4}],
-)
+@pytest.mark.parametrize("changes", [
+    {}, {"embedding": "tanh"}, {"prior": "cross_entropy"}, {"dictionary": "rademacher"}, {"beta": 2.0, "eps": 1e-4},
+])  # fmt: skip
 def test_options_reach_the_loss(tiny_config, changes):
     config = tiny_config(**changes)
     family = cpk.RademacherDictionary if config.dictionary == "rademacher" else cpk.HadamardDictionary
@@ -46,13 +40,13 @@ def test_levels_bound_the_loss(tiny_config):
     codes = method.criterion.dictionary.to_dense().T / 4
     one = codes[:1].expand(16, -1).contiguous()
     assert method.loss(one, one)[0].item() == pytest.approx(collapsed, abs=1e-4)
-    # One block of codes, orthogonal to each other. Codes of other blocks can be at cosine 14/16, which costs up to 1e-3.
+    # One block of codes, orthogonal to each other: codes of other blocks can be at cosine 14/16, which costs 1e-3.
     own = codes[:16].contiguous()
     assert method.loss(own, own)[0].item() == pytest.approx(floor, abs=1e-3)
 
 
 def test_a_small_beta_has_a_lower_floor_that_undecided_rows_reach(tiny_config):
-    """Each of 4 rows spreads evenly over 16 of the 64 codes: p̄ is uniform, H(p) = log 16, so L = beta log 16 exactly."""
+    """Each of 4 rows spreads evenly over 16 of the 64 codes: p̄ is uniform, H(p) = log 16, so L = beta log 16."""
     method = build(tiny_config(batch_size=4, beta=0.75))
     p = torch.block_diag(*[torch.full((1, 16), 1 / 16.0)] * 4)
     mean = p.mean(0)
@@ -72,12 +66,9 @@ def test_a_dense_dictionary_comes_from_its_file(tiny_config, tmp_path):
     dense = {"dictionary": "dense", "dictionary_file": tmp_path / "w.npy"}
     method = build(tiny_config(**dense))
     assert method.assign(codes.T[[5, 63, 0]].contiguous() / 4).tolist() == [5, 63, 0]
-    expected = cpk.reference.cplearn_loss(
-        *(h.double() for h in views()),
-        cpk.DenseDictionary(codes.double()),
-        temperature=method.criterion.temperature,
-        beta=0.75,
-    )
+    options = dict(temperature=method.criterion.temperature, beta=0.75)
+    h1, h2 = (h.double() for h in views())
+    expected = cpk.reference.cplearn_loss(h1, h2, cpk.DenseDictionary(codes.double()), **options)
     assert method.loss(*views())[0].item() == pytest.approx(expected.item(), rel=1e-5)
     with pytest.raises(InputError, match=r"int8 of shape \(16, 64\), expected numbers of shape \(16, 128\)"):
         build(tiny_config(num_codes=128, **dense))

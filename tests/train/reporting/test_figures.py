@@ -169,16 +169,3 @@ def test_what_has_no_map_says_so():
 def test_a_map_without_labels_says_why_it_has_one_colour():
     (axes,) = planar.maps([source(torch.eye(12), absent={"labels": "the array holds no labels"})]).axes
     assert len(axes.collections) == 1 and axes.get_xlabel() == "no colours: the array holds no labels"
-
-
-def test_collapsed_and_spread_embeddings_look_different():
-    """The pictures tell apart what they are for: one wrong (collapsed) and one right (spread) input each."""
-    labels = torch.as_tensor(run_folders.labels())
-    spread, flat = (
-        source(h, labels=labels, classes=run_folders.CLASSES, clusters=labels)
-        for h in (run_folders.spread(), run_folders.collapsed())
-    )
-    blocks = [matrices(figures.sample_products([one]))[0][:20, :20].mean() for one in (spread, flat)]
-    assert blocks[0] < 0.3 and blocks[1] == 1
-    tails = [figures.spectra([one]).axes[0].get_lines()[0].get_ydata()[-1] for one in (spread, flat)]
-    assert tails[0] > 0.3 and tails[1] < 1e-6

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 import run_folders
-import torch
+from refusals import refused
+from running import make
 
-from train import backbones, checkpoint, methods, optimisers
+from train import checkpoint
 from train.checkpoint import Progress
 from train.errors import InputError
 from train.reporting import sources
@@ -30,21 +31,17 @@ def test_a_finished_run_is_read_from_its_files(run):
 
 
 def test_verdicts_follow_from_the_measures_and_not_from_what_was_stored(tmp_path):
-    folder = run_folders.write_run(
-        tmp_path / "run",
-        run_folders.spread(),
-        summary={"embedding_std": 0.01, "verdicts": {"representation": {"collapsed": False}}},
-    )
+    summary = {"embedding_std": 0.01, "verdicts": {"representation": {"collapsed": False}}}
+    folder = run_folders.write_run(tmp_path / "run", run_folders.spread(), summary=summary)
     assert sources.read([folder])[0].verdicts()["representation"].collapsed is True
 
 
 def test_a_checkpoint_is_evaluated(tiny_config):
     config = tiny_config()
     config.output_dir.mkdir()
-    torch.manual_seed(0)
-    method = methods.build(config, backbones.build(config))
+    method, optimiser = make(config)
     path = config.output_dir / "checkpoint.pt"
-    checkpoint.save(path, config, Progress(step=3, history=HISTORY), method, optimisers.build(config, method))
+    checkpoint.save(path, config, Progress(step=3, history=HISTORY), method, optimiser)
     (source,) = sources.read([path], device="cpu")
     assert source.name == "run/checkpoint.pt" and source.history == HISTORY and source.levels == method.lines()
     assert source.embeddings.shape == (60, 16) and source.features.shape == (60, 16) and len(source.labels) == 60
@@ -73,47 +70,41 @@ def test_names_are_as_short_as_they_can_be(tmp_path):
     assert names("x/checkpoint.pt", "y/embeddings.npz") == ["x/checkpoint.pt", "y/embeddings.npz"]
 
 
-def refused(*words, **options):
-    with pytest.raises(InputError) as caught:
-        sources.read(**options)
-    message = str(caught.value)
-    assert all(word in message for word in words) and message.endswith(".") and "\n" not in message, message
+def refuses(*words, **options):
+    assert refused(lambda: sources.read(**options), InputError, *words).endswith(".")
 
 
 def test_what_cannot_be_used_is_said(run, tmp_path):
-    refused("none", "does not exist", runs=[tmp_path / "none"])
-    refused("was given twice", runs=[run, run / ".." / "run"])
-    refused("--labels was", "an array without labels", runs=[run], labels=tmp_path / "y.npy")
+    refuses("none", "does not exist", runs=[tmp_path / "none"])
+    refuses("was given twice", runs=[run, run / ".." / "run"])
+    refuses("--labels was", "an array without labels", runs=[run], labels=tmp_path / "y.npy")
     (tmp_path / "text").write_text("no checkpoint")
-    refused("text could not be read", "expected a checkpoint", runs=[tmp_path / "text"])
-    refused("holds no summary.json", "expected the output directory of a finished run", runs=[tmp_path])
+    refuses("text could not be read", "expected a checkpoint", runs=[tmp_path / "text"])
+    refuses("holds no summary.json", "expected the output directory of a finished run", runs=[tmp_path])
 
 
 def test_an_unfinished_run_says_how_to_go_on(run):
     (run / "summary.json").unlink()
     (run / "checkpoint.pt").write_bytes(b"")
-    refused("holds a checkpoint but no summary.json", "--resume", f"give {run / 'checkpoint.pt'}", runs=[run])
+    refuses("holds a checkpoint but no summary.json", "--resume", f"give {run / 'checkpoint.pt'}", runs=[run])
 
 
-@pytest.mark.parametrize(
-    "name, text, words",
-    [
-        ("summary.json", '{"knn": ', "expected a JSON object"),
-        ("summary.json", "[1]", "held a JSON list"),
-        ("config.json", None, "FileNotFoundError"),
-        ("embeddings.npz", None, "holds no embeddings.npz"),
-        ("embeddings.npz", "x", "expected a NumPy file"),
-        ("metrics.jsonl", "{}\n", "a line without epoch or loss"),
-        ("metrics.jsonl", "[]\n", "expected one JSON object per epoch"),
-        ("metrics.jsonl", "{", "JSONDecodeError"),
-    ],
-)
+@pytest.mark.parametrize("name, text, words", [
+    ("summary.json", '{"knn": ', "expected a JSON object"),
+    ("summary.json", "[1]", "held a JSON list"),
+    ("config.json", None, "FileNotFoundError"),
+    ("embeddings.npz", None, "holds no embeddings.npz"),
+    ("embeddings.npz", "x", "expected a NumPy file"),
+    ("metrics.jsonl", "{}\n", "a line without epoch or loss"),
+    ("metrics.jsonl", "[]\n", "expected one JSON object per epoch"),
+    ("metrics.jsonl", "{", "JSONDecodeError"),
+])  # fmt: skip
 def test_damaged_runs_are_said(run, name, text, words):
     if text is None:
         (run / name).unlink()
     else:
         (run / name).write_text(text)
-    refused(name, words, runs=[run])
+    refuses(name, words, runs=[run])
 
 
 def test_a_run_without_a_finished_epoch_says_so(run):
