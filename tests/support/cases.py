@@ -70,3 +70,17 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+class Checks:
+    """Tests that several backends share: a subclass says which backend, and what each test runs with.
+
+    Attributes:
+        CASES: by the name of a test, what it is parametrised with: values by names.
+    """
+
+    CASES: dict = {}
+
+    def pytest_generate_tests(self, metafunc):
+        for names, values in self.CASES.get(metafunc.function.__name__, {}).items():
+            metafunc.parametrize(names, values, ids=str if "," not in names else None)
