@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 
@@ -79,7 +81,7 @@ class Checks:
         CASES: by the name of a test, what it is parametrised with: values by names.
     """
 
-    CASES: dict = {}
+    CASES: ClassVar[dict] = {}
 
     def pytest_generate_tests(self, metafunc):
         for names, values in self.CASES.get(metafunc.function.__name__, {}).items():

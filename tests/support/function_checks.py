@@ -1,14 +1,14 @@
-"""What the functions of a GPU backend are held to, on a GPU or, at sizes that its stand-in on the CPU can take, there."""
+"""What the functions of a GPU backend are held to, on a GPU or in its stand-in on the CPU, whose sizes are small."""
 
 from __future__ import annotations
 
 import itertools
 import math
 
+import oracle
 import pytest
 import torch
 from cases import Checks, embeddings, loss_and_gradients, make_dictionary, same_bits
-from oracle import REGIMES, SETTINGS, LossOracle, check_loss, check_row_function, make_case, run_loss, signs_dictionary
 
 import cplearn_kernels as cpk
 from cplearn_kernels import reference
@@ -17,8 +17,10 @@ ROW_FUNCTIONS = ("projector_softmax", "projector_logsumexp", "expected_code", "m
 
 
 class FunctionChecks(Checks):
-    """Tests for a subclass that names its `backend` and `device`, with `scores(h, codes, first, count)`, products with
-    codes as its kernels form them, `attempts()`, and a fixture `short_spans`, with which small dictionaries need several.
+    """Tests for a subclass that names its `backend` and `device`.
+
+    It has `scores(h, codes, first, count)`, products with codes as its kernels form them, `attempts()`, runs that must
+    give the same bits, and a fixture `short_spans`, with which small dictionaries need several.
 
     Attributes:
         THOROUGH: whether the loss is checked for every regime and twice as many settings.
@@ -29,19 +31,22 @@ class FunctionChecks(Checks):
     EXTREMES = (1e-3, (0.0, 1e-30, 1e12, 1e38))
 
     def check_loss(self, conformance, dictionary, case, settings, dtype=None):
-        oracle = LossOracle(dictionary.to("cpu"), case)
+        exact = oracle.LossOracle(dictionary.to("cpu"), case)
         for setting in settings:
-            answer = run_loss(dictionary, case, setting, self.backend, self.device)
-            check_loss(conformance, self.backend, oracle, setting, *answer, dtype)
+            answer = oracle.run_loss(dictionary, case, setting, self.backend, self.device)
+            oracle.check_loss(conformance, self.backend, exact, setting, *answer, dtype)
         loss, gradients = answer
-        with pytest.raises(AssertionError):
-            check_loss(conformance.scratch(), self.backend, oracle, setting, loss, [-g for g in gradients], dtype)
+        if dictionary.num_features > oracle.FEW_FEATURES:  # of few codes the gradient may be next to nothing
+            with pytest.raises(AssertionError):
+                oracle.check_loss(
+                    conformance.scratch(), self.backend, exact, setting, loss, [-g for g in gradients], dtype
+                )
 
     # ---- bits ----
 
     def test_scores_of_unit_vectors_are_the_codes_exactly(self, kind, f, c):
         """h = e_k picks coordinate k of every code out of the products: bit for bit the dictionary's."""
-        dictionary = signs_dictionary(kind, f, c, self.device)
+        dictionary = oracle.signs_dictionary(kind, f, c, self.device)
         coordinates = torch.tensor(sorted({0, f // 3, f // 2, f - 1}))
         scores = self.scores(torch.eye(f, device=self.device)[coordinates], dictionary, 0, c).cpu()
         expected = dictionary.to_dense()[coordinates].cpu()
@@ -51,48 +56,53 @@ class FunctionChecks(Checks):
     # ---- accuracy against the oracle ----
 
     def test_loss_and_gradient(self, kind, f, c, n, conformance):
-        dictionary = signs_dictionary(kind, f, c, self.device)
-        for position, regime in enumerate(REGIMES if self.THOROUGH or f <= 1000 and n <= 60 else REGIMES[:2]):
-            settings = SETTINGS[(position * 5 + f + c + n) % 16], SETTINGS[(position * 3 + f + 7) % 16]
-            case = make_case(dictionary.to("cpu"), n, regime)
+        dictionary = oracle.signs_dictionary(kind, f, c, self.device)
+        for position, regime in enumerate(
+            oracle.REGIMES if self.THOROUGH or max(f, 16 * n) <= 1000 else oracle.REGIMES[:2]
+        ):
+            settings = oracle.SETTINGS[(position * 5 + f + c + n) % 16], oracle.SETTINGS[(position * 3 + f + 7) % 16]
+            case = oracle.make_case(dictionary.to("cpu"), n, regime)
             self.check_loss(conformance, dictionary, case, settings[: 2 if self.THOROUGH else 1])
 
     def test_every_setting(self, kind, f, c, setting, conformance):
         dictionary = make_dictionary(kind, f, c)
-        self.check_loss(conformance, dictionary, make_case(dictionary, 5, "l2"), [setting])
+        self.check_loss(conformance, dictionary, oracle.make_case(dictionary, 5, "l2"), [setting])
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
     @pytest.mark.parametrize("kind, f", [("hadamard", 100), ("hadamard", 300), ("rademacher", 70)])
     def test_half_precision(self, kind, f, dtype, conformance):
         dictionary = make_dictionary(kind, f, 300)
-        case = make_case(dictionary, 9, "l2", dtype)
+        case = oracle.make_case(dictionary, 9, "l2", dtype)
         self.check_loss(conformance, dictionary, case, [("reverse_kl", False, 1.0)], dtype)
 
     @pytest.mark.parametrize("prior", ["reverse_kl", "cross_entropy"])
     def test_dictionaries_of_several_spans(self, short_spans, kind, f, prior, conformance):
-        dictionary = signs_dictionary(kind, f, 1300 if f < 1000 else 5000, self.device)
-        case = make_case(dictionary.to("cpu"), 4, "l2")
+        dictionary = oracle.signs_dictionary(kind, f, 1300 if f < 1000 else 5000, self.device)
+        case = oracle.make_case(dictionary.to("cpu"), 4, "l2")
         self.check_loss(conformance, dictionary, case, [(prior, True, 1.0)])
 
     @pytest.mark.parametrize("function", ROW_FUNCTIONS)
     def test_row_functions(self, kind, f, c, n, function, conformance):
-        dictionary = signs_dictionary(kind, f, c, self.device)
-        for regime in (REGIMES[f % 2], REGIMES[2]) if f < 1000 else REGIMES[:1]:
-            check_row_function(conformance, self.backend, function, dictionary, n, regime, device=self.device)
+        dictionary = oracle.signs_dictionary(kind, f, c, self.device)
+        for regime in (oracle.REGIMES[f % 2], oracle.REGIMES[2]) if f < 1000 else oracle.REGIMES[:1]:
+            oracle.check_row_function(conformance, self.backend, function, dictionary, n, regime, device=self.device)
 
     @pytest.mark.parametrize("function", ROW_FUNCTIONS)
     @pytest.mark.parametrize("kind, f", [("hadamard", 100), ("hadamard", 260), ("rademacher", 130)])
     def test_row_functions_over_several_spans(self, short_spans, kind, f, function, conformance):
         for c, dtype in ((1300, torch.float32), (300, torch.bfloat16)):
             dictionary = make_dictionary(kind, f, c)
-            check_row_function(conformance, self.backend, function, dictionary, 3, "l2", dtype, device=self.device)
+            oracle.check_row_function(
+                conformance, self.backend, function, dictionary, 3, "l2", dtype, device=self.device
+            )
 
-    @pytest.mark.parametrize("kind, f, c, n, top_k", [("hadamard", 7, 300, 15, 1), ("hadamard", 300, 1100, 5, 5),
-                                                      ("rademacher", 100, 301, 5, 1), ("rademacher", 200, 300, 5, 300),
-                                                      ("hadamard", 128, 3, 9, 2), ("dense", 100, 301, 5, 3)])  # fmt: skip
+    @pytest.mark.parametrize("kind, f, c, n, top_k", [
+        ("hadamard", 7, 300, 15, 1), ("hadamard", 300, 1100, 5, 5), ("rademacher", 100, 301, 5, 1),
+        ("rademacher", 200, 300, 5, 300), ("hadamard", 128, 3, 9, 2), ("dense", 100, 301, 5, 3),
+    ])  # fmt: skip
     def test_assign(self, kind, f, c, n, top_k):
-        dictionary = signs_dictionary(kind, f, c, self.device)
-        h = make_case(dictionary.to("cpu"), n, "l2").views[0]
+        dictionary = oracle.signs_dictionary(kind, f, c, self.device)
+        h = oracle.make_case(dictionary.to("cpu"), n, "l2").views[0]
         scores, codes = (x.cpu() for x in cpk.assign(h.to(self.device), dictionary, top_k=top_k, backend=self.backend))
         everything = reference.logits(h.double(), dictionary.to("cpu"), temperature=1.0)
         # 22 bits of each entry, and a float32 sum of f of them.
@@ -116,7 +126,7 @@ class FunctionChecks(Checks):
     @pytest.mark.parametrize("kind, f", [("hadamard", 100), ("hadamard", 260), ("rademacher", 130)])
     def test_finite_for_extreme_inputs(self, kind, f):
         dictionary = make_dictionary(kind, f, 300)
-        case, (temperature, scales) = make_case(dictionary, 5, "l2"), self.EXTREMES
+        case, (temperature, scales) = oracle.make_case(dictionary, 5, "l2"), self.EXTREMES
         for scale, prior in itertools.product(scales, ("reverse_kl", "cross_entropy")):
             views = [(view * scale).to(self.device) for view in case.views]
             found = loss_and_gradients(*views, dictionary, temperature=temperature, prior=prior, backend=self.backend)

@@ -42,7 +42,8 @@ class GpuChecks:
             case = make_case(dictionary, n, regime)
             oracle = LossOracle(dictionary, case)
             for setting in (SETTINGS[(position * 5 + f + n) % 16], SETTINGS[(position * 3 + c + 7) % 16]):
-                check_loss(conformance, self.backend, oracle, setting, *run_loss(dictionary, case, setting, self.backend, DEVICE))
+                answer = run_loss(dictionary, case, setting, self.backend, DEVICE)
+                check_loss(conformance, self.backend, oracle, setting, *answer)
 
     def test_many_codes_agree_with_the_chunked_backend(self):
         """c = 2^22 + 5: two spans. Beyond what the oracle can hold, so against backend "torch" on the same GPU."""

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from typing import ClassVar
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ PAIRS = [("hadamard", 100), ("hadamard", 260), ("rademacher", 130)]
 class TestTriton(Triton, FunctionChecks):
     THOROUGH = False
     EXTREMES = (1.0, (0.0, 1e-30, 1e12))
-    CASES = {
+    CASES: ClassVar = {
         "test_scores_of_unit_vectors_are_the_codes_exactly": {"kind, f, c": [
             (kind, f, c) for kind, (f, c) in itertools.product(
                 DICTIONARY_KINDS, [(1, 9), (7, 40), (33, 300), (128, 200), (129, 300), (300, 1100), (520, 1030)])
