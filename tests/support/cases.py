@@ -67,11 +67,16 @@ def same_bits(first, second):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """For modules that import it: tiny tensors gain nothing from threads, which wait for each other on a busy machine."""
+    """For modules that import it: tiny tensors gain nothing from threads, which wait for each other on a busy one."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def slow_but(cases, *quick):
+    """Cases, all slow but those that are named."""
+    return [case if case in quick else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
 
 
 class Checks:

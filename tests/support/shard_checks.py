@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 
@@ -33,6 +34,7 @@ class ShardChecks(Checks):
         OWNER_SCALARS: the scalars of a row that are 0 unless its best code is the range's.
         BREADTH: how many regimes a shape is checked for, and temperatures aligned rows; 2 at most.
         INVARIANCE: how far, relatively, an invariance may be off, and one near zero.
+        OWNERS_MATTER: whether a best code that no range takes for its own is lost, rather than a little less exact.
         ALONE: how far the loss of one range may be from that of the single call, as for `torch.allclose`.
         WHOLLY_NAN: the gradients without any number where a row of the first view is not finite.
     """
@@ -41,6 +43,7 @@ class ShardChecks(Checks):
     WORLDS = (3,)
     MEAN_REGIMES, MEAN_TOLERANCE = ("l2",), oracle.GRADIENT_TOLERANCE
     BREADTH, INVARIANCE, OWNER_SCALARS = 2, (1e-7, 1e-3), (3, 4)
+    OWNERS_MATTER = True
     ALONE = (1e-6, 1e-7)
     WHOLLY_NAN = (0, 1)
 
@@ -75,7 +78,7 @@ class ShardChecks(Checks):
         return [None if part is None else part.cpu() for part in found]
 
     def check_one(self, conformance, exact, dictionary, case, setting, world, variant="", surplus=0.0):
-        """The invariance, once loss and gradient have passed; `surplus`: how much larger than the oracle's the loss is."""
+        """The invariance, once loss and gradient have passed; the loss is to exceed the oracle's by `surplus`."""
         loss, invariance, _, *gradients = self.run(dictionary, case, setting, world)
         label = f"{self.backend}{variant}, ranges of codes"
         oracle.check_loss(conformance, label, exact, setting, loss - surplus, gradients, torch.float32)
@@ -174,7 +177,7 @@ class ShardChecks(Checks):
             ("gradients", lambda self, scalars: gradients(self, scalars) * next(factors)),
             ("combine", lambda self, best, others, mine: combine(self, best, others, mine & False)),
             ("combine", lambda self, best, others, mine: combine(self, best, others, mine | True)),
-        ):
+        )[: 3 if self.OWNERS_MATTER else 1]:
             with monkeypatch.context() as patch, pytest.raises(AssertionError):
                 patch.setattr(shard, step, wrong)
                 self.check_one(conformance.scratch(), exact, dictionary, case, PLAIN, 3)
@@ -314,5 +317,5 @@ class ShardChecks(Checks):
         self.check_one(conformance, exact, whole, case, PLAIN, 2, **options)
         combine = shard.combine
         monkeypatch.setattr(shard, "combine", lambda self, *known: combine(self, *known[:2], known[2] & False))
-        with pytest.raises(AssertionError):
+        with pytest.raises(AssertionError) if self.OWNERS_MATTER else contextlib.nullcontext():
             self.check_one(conformance.scratch(), exact, whole, case, PLAIN, 2, **options)
