@@ -11,7 +11,7 @@ import pytest
 import torch
 from cases import PRIORS
 from oracle import REGIMES, SETTINGS
-from shard_checks import ShardChecks
+from range_checks import RangeChecks
 
 from cplearn_kernels.backends.cpu import functions as cpu
 
@@ -23,7 +23,7 @@ ALL = [(kind, *shape) for kind in KINDS for shape in SHAPES]
 FAR = [(kind, f) for kind in KINDS[:2] for f in (7, 33, 128, 300)]
 
 
-class TestCpuShard(ShardChecks):
+class TestCpuShard(RangeChecks):
     backend, module, device = "cpu", cpu, torch.device("cpu")
     SETTINGS = SETTINGS
     WORLDS = WORLDS

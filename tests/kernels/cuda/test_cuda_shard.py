@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import PRIORS, embeddings, make_dictionary, one_thread, same_bits, slow_but  # noqa: F401
 from oracle import GRADIENT_TOLERANCE, signs_dictionary
-from shard_checks import ShardChecks
+from range_checks import RangeChecks
 from shards import loss_by_shards, mean_assignment_by_shards
 from test_cuda import DEVICE, ON_GPU, Cuda
 
@@ -30,7 +30,7 @@ FAR = [("hadamard", 200, 3 << 32), ("hadamard", 20, (1 << 33) + 32), ("hadamard"
        ("rademacher", 40, (1 << 33) + 5), ("rademacher", 130, (1 << 32) - 100)]  # fmt: skip
 
 
-class TestCudaShard(Cuda, ShardChecks):
+class TestCudaShard(Cuda, RangeChecks):
     INVARIANCE = (1e-6, 1e-3)
     ALONE = (0, 1e-6)
     WHOLLY_NAN = ()

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 from cases import one_thread, slow_but  # noqa: F401
-from shard_checks import ShardChecks, far_dictionary
+from range_checks import RangeChecks, far_dictionary
 from test_triton import DEVICE, Triton
 
 from cplearn_kernels.backends.triton.codes import codes_of
@@ -26,7 +26,7 @@ FAR = [("hadamard", 200, 5 << 32), ("hadamard", 33, (1 << 33) + 64), ("hadamard"
        ("rademacher", 70, (1 << 33) + 5), ("rademacher", 129, (1 << 32) - 100)]  # fmt: skip
 
 
-class TestTritonShard(Triton, ShardChecks):
+class TestTritonShard(Triton, RangeChecks):
     MEAN_TOLERANCE = 1e-6
     BREADTH, INVARIANCE, OWNER_SCALARS = 1, (1e-7, 1e-5), (3,)
     OWNERS_MATTER, WHOLLY_NAN = False, (0,)
