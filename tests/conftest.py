@@ -18,6 +18,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch  # noqa: E402
 from turns import alone, beside_others  # noqa: E402, F401
 
+pytest.register_assert_rewrite("function_checks", "gpu_checks", "range_checks", "shard_checks")
+
 # Before anything imports the kernels: Triton decides when a kernel is defined.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -18,6 +18,7 @@ import cplearn_kernels as cpk
 
 pytestmark = pytest.mark.usefixtures("alone")  # minutes of work for all cores, and time limits
 
+QUICK = (cpk.HadamardDictionary, "cplearn_loss")  # what of an interruption is not slow
 KINDS = (cpk.HadamardDictionary, cpk.RademacherDictionary)
 N, F, C = 65, 64, (1 << 26) + 5
 assert C * F > 1 << 32 and N * C > 1 << 32
@@ -25,7 +26,9 @@ assert C * F > 1 << 32 and N * C > 1 << 32
 CODES = [C - 1 - i * (C // N) for i in range(N)]
 
 
-@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.__name__)
+@pytest.fixture(
+    scope="module", params=[KINDS[0], pytest.param(KINDS[1], marks=pytest.mark.slow)], ids=lambda k: k.__name__
+)
 def aligned(request):
     """A dictionary and rows that each are one of its codes, scaled to unit length."""
     dictionary = request.param(F, C, seed=11)
@@ -42,6 +45,7 @@ def test_assign_finds_codes_beyond_32_bits(aligned):
     assert torch.allclose((rows * second).sum(1), scores[:, 1]) and (codes[:, 0] != codes[:, 1]).all()
 
 
+@pytest.mark.slow
 def test_mean_assignment_beyond_32_bits(aligned):
     """Rows aligned with different codes at a low temperature: 1/n each, nothing elsewhere."""
     dictionary, rows = aligned
@@ -49,6 +53,7 @@ def test_mean_assignment_beyond_32_bits(aligned):
     assert torch.allclose(mean[CODES], torch.tensor(1 / N)) and mean.sum().item() == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_row_functions_beyond_32_bits(aligned):
     """At a low temperature: log-sum-exp is the best logit, the expected code the row's code.
 
@@ -63,6 +68,7 @@ def test_row_functions_beyond_32_bits(aligned):
     assert torch.allclose(expected, rows[:3] * math.sqrt(F), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_loss_with_more_than_32_bits_of_logits():
     """Aligned, one code per row: the invariance vanishes, the prior is log(c / n), and the gradient is nothing."""
     dictionary = cpk.HadamardDictionary(F, C, seed=12)
@@ -75,6 +81,7 @@ def test_loss_with_more_than_32_bits_of_logits():
         assert gradient.norm().item() < 1e-5 * math.sqrt(F / N) / 0.04
 
 
+@pytest.mark.slow
 def test_loss_and_gradient_with_more_than_32_bits_of_codes():
     """c * f beyond 2^32 against the other backend, which shares no code with this one."""
     f, c = 2048, (1 << 21) + 1
@@ -124,8 +131,10 @@ print("usable", flush=True)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
-@pytest.mark.parametrize("function", ["cplearn_loss", "projector_logsumexp", "expected_code", "assign"])
-@pytest.mark.parametrize("kind", [kind.__name__ for kind in KINDS])
+@pytest.mark.parametrize("kind, function", [
+    pytest.param(kind.__name__, function, marks=[pytest.mark.slow] if (kind, function) != QUICK else [])
+    for kind in KINDS for function in ("cplearn_loss", "projector_logsumexp", "expected_code", "assign")
+])  # fmt: skip
 def test_long_calls_can_be_interrupted(kind, function):
     """Ctrl-C ends the call within a second or so with KeyboardInterrupt, and the next call works."""
     process = subprocess.Popen([sys.executable, "-c", INTERRUPTED, kind, function], stdout=subprocess.PIPE, text=True)

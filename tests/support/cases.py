@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 
@@ -65,8 +67,27 @@ def same_bits(first, second):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """For modules that import it: tiny tensors gain nothing from threads, which wait for each other on a busy machine."""
+    """For modules that import it: tiny tensors gain nothing from threads, which wait for each other on a busy one."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def slow_but(cases, *quick):
+    """Cases, all slow but those that are named."""
+    return [case if case in quick else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
+class Checks:
+    """Tests that several backends share: a subclass says which backend, and what each test runs with.
+
+    Attributes:
+        CASES: by the name of a test, what it is parametrised with: values by names.
+    """
+
+    CASES: ClassVar[dict] = {}
+
+    def pytest_generate_tests(self, metafunc):
+        for names, values in self.CASES.get(metafunc.function.__name__, {}).items():
+            metafunc.parametrize(names, values, ids=str if "," not in names else None)
