@@ -15,8 +15,8 @@ import torch
 from bench.cases import CASES, LIBRARY, case_named
 from bench.table import tables
 from bench.timing import ratios, spread
-from bench.turns import Settings, Turns, params_of, replay, seconds_of_the_turns
-from cplearn_kernels.backends import check_backend
+from bench.turns import Settings, Turns, params_of, replay, seconds_of_the_turns, selected, take_turns
+from cplearn_kernels.validation import check_backend
 from train.machine import describe
 
 _HERE = Path(__file__).resolve().parent
@@ -114,6 +114,12 @@ def settings(pytestconfig: pytest.Config) -> Iterator[Settings]:
     torch.set_num_threads(pytestconfig.stash[_SETTINGS].threads)
     yield pytestconfig.stash[_SETTINGS]
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def turns(request: pytest.FixtureRequest, settings: Settings) -> Turns:
+    """What the selected implementations of a case took."""
+    return take_turns(case_named(request.param), selected(request), settings)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

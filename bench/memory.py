@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from bench.cases import Case
-from bench.implementations import Problem, build_loss, forward_backward
+from bench.cases import FORMULAS, Case
+from bench.implementations import Problem, build
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -69,15 +69,12 @@ def probe(implementation: str, case: Case, backend: str) -> dict[str, int]:
     itself instead, since compiling takes more memory than running.
     """
     problem = Problem(case)
-    loss = build_loss(implementation, problem, backend)
-    codes_bytes = problem.codes_bytes(implementation)
+    call = build(implementation, problem, backend)
     if implementation == "compiled":
-        forward_backward(loss, problem)
+        call()
     else:
-        tiny = Problem(Case(2, 16, 64, dictionary=case.dictionary))
-        forward_backward(build_loss(implementation, tiny, backend), tiny)
-    result = peak_growth(lambda: forward_backward(loss, problem))
-    return {**result, "codes_bytes": codes_bytes}
+        build(implementation, Problem(Case(2, 16, 64, dictionary=case.dictionary)), backend)()
+    return {**peak_growth(call), "codes_bytes": problem.weight().nbytes if implementation in FORMULAS else 0}
 
 
 @functools.cache

@@ -75,20 +75,17 @@ def alternate(
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, quartiles and extremes of `values`."""
-    ordered = sorted(values)
-    if len(ordered) > 1:
-        first, _, third = statistics.quantiles(ordered, n=4, method="inclusive")
-    else:
-        first = third = ordered[0]
-    return {"median": statistics.median(ordered), "q1": first, "q3": third, "min": ordered[0], "max": ordered[-1]}
+    """Median and extremes of `values`."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def ratios(slower: Sequence[float], faster: Sequence[float]) -> list[float]:
-    """How many times as long `slower` took, round by round.
+    """How many times as long `slower` took, round by round; a single number stands for all rounds.
 
     Dividing within a round cancels what slowed both; the ratio of two medians would not.
     """
+    rounds = max(len(slower), len(faster))
+    slower, faster = (list(side) * (rounds if len(side) == 1 else 1) for side in (slower, faster))
     if len(slower) != len(faster):
         raise ValueError(f"{len(slower)} rounds against {len(faster)}; ratios need the same rounds")
-    return [a / b for a, b in zip(slower, faster, strict=True)]
+    return [a / b for a, b in zip(slower, faster)]
