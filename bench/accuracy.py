@@ -35,9 +35,9 @@ def oracle(problem: Problem) -> Results:
 def compare(got: Results, expected: Results, problem: Problem) -> dict[str, float]:
     """How far the value and the gradients together of `got` are from `expected`, relative to their norms.
 
-    Floors keep these scales where an error relative to a norm would mean nothing. For the loss: 1, and for its gradient,
-    which vanishes near the optimum, 0.01 * sqrt(f / n) / (2 * temperature). For expected codes, which are close to zero
-    where a softmax is nearly uniform, 0.01 in each coordinate.
+    Floors keep these scales where an error relative to a norm would mean nothing. For the loss: 1, and for its
+    gradient, which vanishes near the optimum, 0.01 * sqrt(f / n) / (2 * temperature). For expected codes, which are
+    close to zero where a softmax is nearly uniform, 0.01 in each coordinate.
     """
     case, size = problem.case, expected[0].numel()
     floors = {"expected_code": (0.01 * math.sqrt(size), 0.0)}

@@ -1,11 +1,11 @@
 """Results: where they are, what pytest-benchmark writes, and how the other benchmarks print and write theirs.
 
-`pytest bench/ --benchmark --benchmark-json=FILE` is pytest-benchmark's own format. What this project adds to an entry of
-"benchmarks" stands in its "extra_info":
+`pytest bench/ --benchmark --benchmark-json=FILE` is pytest-benchmark's own format. What this project adds to an entry
+of "benchmarks" stands in its "extra_info":
 
     "case": name, "dictionary", "n", "num_features", "num_codes", "logits", "implementation", "backend",
     "errors": relative errors against float64, "memory": outcome of `bench.memory`,
-    "ratio": how many times as long as the library in the same round, {"median", "q1", "q3", "min", "max"},
+    "ratio": how many times as long as the library in the same round, {"median", "min", "max"},
     "targets": in the library's entry, the verdicts of `bench.targets`
 """
 

@@ -1,8 +1,8 @@
 """What lies between calls that take turns and pytest-benchmark, which times one call after the other.
 
 A case is measured first, all its implementations in turns (`bench.timing.alternate`). Then each implementation's entry
-is timed by pytest-benchmark with a clock that shows the seconds which its turns took: every number in pytest-benchmark's
-tables and files is one that was measured.
+is timed by pytest-benchmark with a clock that shows the seconds which its turns took: every number in
+pytest-benchmark's tables and files is one that was measured.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def take_turns(case: Case, names: Sequence[str], settings: Settings) -> Turns:
     """The implementations of a case, each of them compared with float64, timed in turns."""
     case = case if settings.measuring else case.shrunk()
     problem, turns, calls = Problem(case), Turns(case), {}
-    torch.compiler.reset()  # so that a case is compiled for its own shapes and never meets torch's limit on recompilations
+    torch.compiler.reset()  # a case is compiled for its own shapes and never meets torch's limit on recompilations
     # At full size the cases with the library alone are those whose dense codes would not fit.
     expected = oracle(problem) if len(case.implementations) > 1 or not settings.measuring else None
     for name in names:

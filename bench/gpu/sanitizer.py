@@ -22,8 +22,8 @@ _OPTIONS = {
     "memcheck": ("--report-api-errors", "no", "--padding", "512"),
 }
 # Only kernels of namespace cplearn: PyTorch's own cost time and are not what is asked about.
-_COMMON = ("--kernel-name", "kns=cplearn", "--error-exitcode", "86", "--print-limit", "20", "--show-backtrace", "device",
-           "--launch-timeout", "120")  # fmt: skip
+_COMMON = ("--kernel-name", "kns=cplearn", "--error-exitcode", "86", "--print-limit", "20",
+           "--show-backtrace", "device", "--launch-timeout", "120")  # fmt: skip
 # PyTorch hands out pieces of large allocations, in which the tool would see nothing out of bounds.
 _ENVIRONMENT = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 _FINDING = re.compile(r"Invalid |Uninitialized |Error: Race reported |Barrier error ")

@@ -1,8 +1,8 @@
 """Runs the backends' GPU tests, a process per file, and counts outcomes even where a test hangs or crashes.
 
 A process each: a kernel that reads where it must not breaks the device for every later test of its process. The module
-is a plugin of pytest, too (`-p bench.gpu.tests`): it notes every outcome at once, where pytest's own summary, or a JUnit
-file, comes at the end, too late for a test that hangs.
+is a plugin of pytest, too (`-p bench.gpu.tests`): it notes every outcome at once, where pytest's own summary, or a
+JUnit file, comes at the end, too late for a test that hangs.
 """
 
 from __future__ import annotations
