@@ -19,7 +19,7 @@ TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")  # in order of impor
 _OPTIONS = {
     # Failed API calls raise in the library and in PyTorch, which also makes some on purpose. Padding: two arrays that
     # lie side by side would hide an index beyond the first.
-    "memcheck": ("--report-api-errors", "no", "--padding", "512"),
+    "memcheck": ("--report-api-errors", "no", "--padding", "512")
 }
 # Only kernels of namespace cplearn: PyTorch's own cost time and are not what is asked about.
 _COMMON = ("--kernel-name", "kns=cplearn", "--error-exitcode", "86", "--print-limit", "20",
