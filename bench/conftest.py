@@ -45,14 +45,9 @@ def pytest_configure(config: pytest.Config) -> None:
     full = option("--benchmark-full", default=False)
     measuring = option("--benchmark", default=False) or full
     rounds = int(option("benchmark_min_rounds")) if measuring else 1
-    config.stash[_SETTINGS] = Settings(
-        measuring=measuring,
-        full=full,
-        backend=option("--backend", default="cpu"),
-        threads=option("--threads", default=2),
-        rounds=rounds,
-        turn_seconds=float(option("benchmark_max_time")) / rounds if measuring else 0.0,
-    )
+    turn_seconds = float(option("benchmark_max_time")) / rounds if measuring else 0.0
+    backend, threads = option("--backend", default="cpu"), option("--threads", default=2)
+    config.stash[_SETTINGS] = Settings(measuring, full, backend, threads, rounds, turn_seconds)
     config.stash[_ENTRIES] = []
     if measuring and option("numprocesses", default=None):
         raise pytest.UsageError("--benchmark measures one thing at a time; run it without pytest-xdist's -n")

@@ -32,12 +32,8 @@ def load(path: Path) -> dict[str, Any]:
     """Reads a record of `pytest bench/ --benchmark`."""
     try:
         record = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ResultsError(
-            f"{path}: no such file; `pytest bench/ --benchmark --benchmark-json=FILE` writes one"
-        ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ResultsError(f"{path}: not a readable JSON file ({error})") from None
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{path}: not a file of JSON that can be read ({error})") from None
     entries = record.get("benchmarks") if isinstance(record, dict) else None
     if not isinstance(entries, list) or not all("implementation" in entry.get("extra_info", {}) for entry in entries):
         raise ResultsError(f"{path}: not written by pytest-benchmark from the benchmarks of bench/")

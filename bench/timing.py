@@ -37,7 +37,7 @@ def alternate(
     repeats: Mapping[str, int] | None = None,
     clock: Clock = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds per call for every round and every call.
+    """Seconds per call by name, a number per round; entry r of all names comes from the same round.
 
     Every round gives each call one turn, in the order given in even rounds and reversed in odd ones, so that no call
     always runs on the cache its neighbour leaves behind. Garbage is collected between rounds only.
@@ -48,9 +48,6 @@ def alternate(
         turn_seconds: how long a turn should last at least.
         repeats: calls in a turn by name, the calls being warm; `repeats_per_turn` finds them unless given.
         clock: a monotonic clock in seconds.
-
-    Returns:
-        For each name `rounds` numbers; entry r of all names comes from the same round.
     """
     if rounds < 1:
         raise ValueError(f"rounds = {rounds}; expected at least 1")

@@ -48,10 +48,9 @@ def run_tool(
 def report(ended: Ended) -> dict[str, Any]:
     """Reads the output of one run.
 
-    Returns:
-        `errors` and `warnings`, None where the tool came to no count; `calls`, how many were begun; `complete`, whether
-        all were made; `lines`, the first ones of what was found, or the words with which tool or program failed; `ok`:
-        nothing was found (by a tool that would not run, either), and the program did not fail midway.
+    `errors` and `warnings`: None where the tool came to no count; `calls`: how many were begun; `complete`: all were
+    made; `lines`: the first ones of what was found, or the words with which tool or program failed; `ok`: nothing was
+    found (by a tool that would not run, either), and the program did not fail midway.
     """
     lines = ended.text.splitlines()
     tool = [line.lstrip("= ").rstrip() for line in lines if line.startswith("=====")]

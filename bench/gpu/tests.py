@@ -29,11 +29,8 @@ _OUTCOMES = "CPLEARN_GPU_OUTCOMES"  # the environment variable that tells the pl
 
 
 def run_file(file: str, seconds: float, log: Path) -> dict[str, Any]:
-    """Runs pytest on a file for at most so long.
-
-    Returns:
-        `passed`, `failed` (errors too), `skipped`, `seconds`, `timed_out`, `ok`, `failing` ([[test, why]]) and
-        `unfinished`, the tests that had begun when the run ended.
+    """Runs pytest on a file for at most so long: `passed`, `failed` (errors too), `skipped`, `seconds`, `timed_out`,
+    `ok`, `failing` ([[test, why]]) and `unfinished`, the tests that had begun when the run ended.
     """
     options = ["-q", "--tb=short", "--color=no", "-p", "no:cacheprovider", "-p", "bench.gpu.tests"]
     if importlib.util.find_spec("xdist"):

@@ -49,15 +49,9 @@ def compile_form(
 ) -> list[dict[str, Any]]:
     """Compiles every kernel of a form, in a process without TRITON_INTERPRET.
 
-    Args:
-        arch: a name of `ARCHITECTURES`.
-        form: the key of the table of configurations, e.g. "kronecker-2048".
-        modes: "all"; "dearest": of each kernel the mode that needs most; "loss": the dearest of the loss alone.
-        configurations: kernel -> what to use instead of the table's.
-
-    Returns:
-        A record per kernel and mode: `arch`, `form`, `kernel`, `options` (its compile-time arguments), the
-        configuration, and what its machine code needs; `error` instead where it does not compile.
+    `modes` is "all"; "dearest": of each kernel the mode that needs most; "loss": the dearest of the loss alone.
+    `configurations` are used instead of the table's. A record per kernel and mode: `arch`, `form`, `kernel`, `options`
+    (its compile-time arguments), the configuration, and what its machine code needs; `error` if it does not compile.
     """
     from triton.backends.compiler import GPUTarget
     from triton.runtime.driver import driver

@@ -31,20 +31,16 @@ SOURCES = Path(__file__).resolve().parents[2] / "csrc" / "bench"
 Entry = Mapping[str, Any]
 
 
-class CompilerError(RuntimeError):
-    """There is no such compiler, or it does not compile the program; the message says which."""
-
-
 def run_program(source: Path, compiler: str) -> list[Entry]:
     """The objects that a C++17 program prints, one per line; `compiler` is the name or path of GCC or Clang."""
     if shutil.which(compiler) is None:
-        raise CompilerError(f"no compiler {compiler!r}; --compiler names another")
+        raise RuntimeError(f"no compiler {compiler!r}; --compiler names another")
     with tempfile.TemporaryDirectory() as folder:
         program = str(Path(folder) / source.stem)
         command = [compiler, "-std=c++17", "-O3", "-march=native", "-fno-math-errno", str(source), "-o", program]
         built = subprocess.run(command, capture_output=True, text=True, check=False)
         if built.returncode != 0:
-            raise CompilerError(f"{compiler} failed on {source.name}: {built.stderr.strip()[:500]}")
+            raise RuntimeError(f"{compiler} failed on {source.name}: {built.stderr.strip()[:500]}")
         lines = subprocess.run([program], check=True, capture_output=True, text=True).stdout.splitlines()
     return [json.loads(line) for line in lines]
 
@@ -92,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     machine = describe(threads=1)  # while the machine is still idle
     try:
         entries = run_program(SOURCES / f"{given.benchmark}.cpp", given.compiler)
-    except CompilerError as error:
+    except RuntimeError as error:
         print(f"bench.micro: {error}", file=sys.stderr)
         return 1
     if given.benchmark == "sign_products":
