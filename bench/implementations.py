@@ -24,11 +24,8 @@ class Problem:
     (cosine about 0.7). With the "tanh" embedding the authors' formula returns NaN on many batches, and NaN is no
     yardstick. No implementation's work depends on the values.
 
-    Args:
-        case: the sizes.
-        device: where the embeddings live.
-        dtype: of the embeddings, whose values are those of float32.
-        num_codes: another number of codes; the temperature stays that of the case.
+    The embeddings live on `device`; in another `dtype` their values are still those of float32. With another number of
+    codes the temperature stays that of the case.
     """
 
     def __init__(

@@ -42,12 +42,7 @@ def alternate(
     Every round gives each call one turn, in the order given in even rounds and reversed in odd ones, so that no call
     always runs on the cache its neighbour leaves behind. Garbage is collected between rounds only.
 
-    Args:
-        calls: the callables by name.
-        rounds: number of measured rounds, at least 1.
-        turn_seconds: how long a turn should last at least.
-        repeats: calls in a turn by name, the calls being warm; `repeats_per_turn` finds them unless given.
-        clock: a monotonic clock in seconds.
+    A turn lasts at least `turn_seconds`, or has `repeats` calls by name, which are warm then. `clock` counts seconds.
     """
     if rounds < 1:
         raise ValueError(f"rounds = {rounds}; expected at least 1")

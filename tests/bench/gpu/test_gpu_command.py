@@ -218,22 +218,19 @@ def test_the_check_sees_wrong_answers(function, monkeypatch):
     assert "gradient is off" in measure.check("torch", row, CPU)[1]
 
 
-def _measured(tmp_path):
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_column_that_fails_or_differs_at_full_size_is_told(fails, tmp_path, monkeypatch):
+    def formula(h1, h2, *_):
+        if fails:
+            raise torch.OutOfMemoryError("so many bytes\nare not there")
+        return (h1 * h2).sum()
+
+    monkeypatch.setattr("bench.implementations.authors_loss", formula)
     options = {"record": str(tmp_path / record.FILE), "backends": ["torch"], "rounds": 2, "dry_run": True}
     measure.measure(TINY, options, CPU)
-    return entries_of(tmp_path)[step_of(TINY)]
-
-
-def test_a_failing_column_costs_itself(tmp_path, monkeypatch):
-    def fails(*_):
-        raise torch.OutOfMemoryError("so many bytes\nare not there")
-
-    monkeypatch.setattr("bench.implementations.authors_loss", fails)
-    entry = _measured(tmp_path)
-    assert entry["cells"]["eager"] == {"error": "OutOfMemoryError: so many bytes"}
-    assert len(entry["cells"]["torch"]["seconds"]) == 2 and entry["busy"] is None
-
-
-def test_losses_that_differ_at_full_size_are_wrong(tmp_path, monkeypatch):
-    monkeypatch.setattr("bench.implementations.authors_loss", lambda h1, h2, *_: (h1 * h2).sum())
-    assert "differ" in _measured(tmp_path)["wrong"][0]
+    entry = entries_of(tmp_path)[step_of(TINY)]
+    if fails:
+        assert entry["cells"]["eager"] == {"error": "OutOfMemoryError: so many bytes"} and not entry["wrong"]
+        assert len(entry["cells"]["torch"]["seconds"]) == 2 and entry["busy"] is None
+    else:
+        assert "losses at full size differ" in entry["wrong"][0]
