@@ -118,7 +118,7 @@ def turns(request: pytest.FixtureRequest, settings: Settings) -> Turns:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """All entries are timed by that clock."""
+    """All entries are timed by the clock that shows the seconds of the turns."""
     item.add_marker(pytest.mark.benchmark(timer=seconds_of_the_turns))
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-for name in ("pytest_benchmark", "matplotlib", "tabulate"):
-    pytest.importorskip(name, reason="needs the extra [bench]")
+pytest.importorskip("pytest_benchmark", reason="needs the extra [bench]")
+pytest.importorskip("matplotlib", reason="needs the extra [bench]")
 
 from bench import plot, results, table
 from bench.cases import CASES, FUNCTION_CASES, LIBRARY, Case

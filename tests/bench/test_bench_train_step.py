@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-for name in ("kornia", "tqdm"):
-    pytest.importorskip(name, reason="train/ needs the extra [train]")
+pytest.importorskip("kornia", reason="train/ needs the extra [train]")
 
 from bench import results
 from bench.training import train_step

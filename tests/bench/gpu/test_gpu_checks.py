@@ -70,7 +70,7 @@ def said(*lines):
 
 CALLS = ["hadamard f=100 n=5 c=259: loss, reverse KL", "hadamard f=100 n=5 c=259: assign"]
 START, DONE, CLEAN = [*said("COMPUTE-SANITIZER"), *CALLS], "all 2 calls made", *said("ERROR SUMMARY: 0 errors")
-INVALID = said("Invalid __global__ read of size 4 bytes", "    at cplearn::cuda::column_sums(...) in column_sums.cuh:31",
+INVALID = said("Invalid __global__ read of size 4 bytes", "    at cplearn::cuda::column_sums(...) column_sums.cuh:31",
                "    Access at 0x7f1c3a000404 is out of bounds", "")  # fmt: skip
 RACE = said("Error: Race reported between Write access at cplearn::cuda::best_codes(...)+0x450 in best_codes.cuh:40",
             "    and Read access at cplearn::cuda::best_codes(...)+0x4d0 in best_codes.cuh:44 [508 hazards]",
