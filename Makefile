@@ -15,7 +15,7 @@ help:
 	@echo "make test    environment, build, and of every kind of test the quick ones, in two processes: 6 minutes on two cores"
 	@echo "make test-slow   the tests that make test leaves out"
 	@echo "make test-all    both in one run"
-	@echo "make lint    ruff's checks and format, and mypy over cplearn_kernels"
+	@echo "make lint    ruff's checks and format, mypy over cplearn_kernels, and a C++ build in which warnings are errors"
 	@echo "make bench   the benchmarks against eager PyTorch (a quiet machine; several minutes)"
 	@echo "make sanitize      the C++ test program under the address, undefined-behaviour and thread sanitizers"
 	@echo "make test-aarch64  the C++ test program built for 64-bit ARM and run by qemu-user"
@@ -55,6 +55,8 @@ lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/cmake -S . -B build/warnings $(NATIVE) -DCPLEARN_WARNINGS_AS_ERRORS=ON
+	$(BIN)/cmake --build build/warnings
 
 bench: env
 	$(BIN)/python -m pytest bench/ --benchmark $(ARGS)

@@ -20,7 +20,7 @@ class Diverged(Exception):
 
 
 def exit_status(work: Callable[[], Any]) -> int:
-    """0 after the work of a command, or after one sentence on stderr the exit status of the InputError that ended it."""
+    """0 after the work of a command; after an InputError, said in one sentence on stderr, its exit status."""
     try:
         work()
     except InputError as error:

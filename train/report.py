@@ -37,8 +37,8 @@ examples:
 
 CAPTIONS = {
     "loss": "Loss, the mean over each epoch.",
-    "terms": "Terms of the loss, the mean over each epoch. For cplearn, the prior is low when the codes are in even use, the "
-    "invariance when two views of an image get the same code with certainty.",
+    "terms": "Terms of the loss, the mean over each epoch. For cplearn, the prior is low when the codes are in even "
+    "use, the invariance when two views of an image get the same code with certainty.",
     "singular_values": "Singular values of the unit-length embeddings: a curve that falls steeply is dimensional "
     "collapse.",
     "cluster_usage": "Use of the clusters: a few with most of the images are cluster collapse.",

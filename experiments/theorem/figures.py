@@ -47,7 +47,7 @@ def picture(results: dict) -> Figure:
 
 def _deviations(axes, by_kind: dict) -> None:
     _decorate(axes, r"deviation of $\frac{f}{n}H^TH$ from $I$")
-    for points in by_kind.values():
+    for kind, points in by_kind.items():
         _line(axes, kind, points, "deviation", label=f"H, {kind}")
         # The exact zeros of whole Hadamard blocks, up to rounding, have no place on the axis.
         seen = [point for point in points if point["deviation_of_dictionary"] > 1e-3]
@@ -65,7 +65,7 @@ def _deviations(axes, by_kind: dict) -> None:
 
 def _one_hot(axes, by_kind: dict) -> None:
     _decorate(axes, "mean over the rows")
-    for points in by_kind.values():
+    for kind, points in by_kind.items():
         _line(axes, kind, points, "max_p_mean", label=f"max p, {kind}")
         _line(axes, kind, points, "cosine_own_code", fmt="--", fill="none", label=f"cosine to own code, {kind}")
     predicted = {point["num_codes"]: point["max_p_predicted"] for points in by_kind.values() for point in points}
@@ -76,7 +76,7 @@ def _one_hot(axes, by_kind: dict) -> None:
 
 def _gaps(axes, by_kind: dict) -> None:
     _decorate(axes, r"loss $-\ \log(c/\min(n, c))$ (nats)")
-    for points in by_kind.values():
+    for kind, points in by_kind.items():
         _line(axes, kind, points, "loss_above_floor", label=f"optimised, {kind}")
         _line(axes, kind, points, "loss_above_floor_on_codes", fmt=":", marker="", label=f"rows put on codes, {kind}")
     axes.set_yscale("log")
