@@ -15,8 +15,8 @@ import torch
 from bench.cases import CASES, LIBRARY, case_named
 from bench.table import tables
 from bench.timing import ratios, spread
-from bench.turns import Settings, Turns, params_of, replay, seconds_of_the_turns
-from cplearn_kernels.backends import check_backend
+from bench.turns import Settings, Turns, params_of, replay, seconds_of_the_turns, selected, take_turns
+from cplearn_kernels.validation import check_backend
 from train.machine import describe
 
 _HERE = Path(__file__).resolve().parent
@@ -45,14 +45,9 @@ def pytest_configure(config: pytest.Config) -> None:
     full = option("--benchmark-full", default=False)
     measuring = option("--benchmark", default=False) or full
     rounds = int(option("benchmark_min_rounds")) if measuring else 1
-    config.stash[_SETTINGS] = Settings(
-        measuring=measuring,
-        full=full,
-        backend=option("--backend", default="cpu"),
-        threads=option("--threads", default=2),
-        rounds=rounds,
-        turn_seconds=float(option("benchmark_max_time")) / rounds if measuring else 0.0,
-    )
+    turn_seconds = float(option("benchmark_max_time")) / rounds if measuring else 0.0
+    backend, threads = option("--backend", default="cpu"), option("--threads", default=2)
+    config.stash[_SETTINGS] = Settings(measuring, full, backend, threads, rounds, turn_seconds)
     config.stash[_ENTRIES] = []
     if measuring and option("numprocesses", default=None):
         raise pytest.UsageError("--benchmark measures one thing at a time; run it without pytest-xdist's -n")
@@ -116,8 +111,14 @@ def settings(pytestconfig: pytest.Config) -> Iterator[Settings]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="module")
+def turns(request: pytest.FixtureRequest, settings: Settings) -> Turns:
+    """What the selected implementations of a case took."""
+    return take_turns(case_named(request.param), selected(request), settings)
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """All entries are timed by that clock."""
+    """All entries are timed by the clock that shows the seconds of the turns."""
     item.add_marker(pytest.mark.benchmark(timer=seconds_of_the_turns))
 
 

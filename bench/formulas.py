@@ -22,14 +22,8 @@ def authors_loss(h1: Tensor, h2: Tensor, weight: Tensor, temperature: float, bet
     `softmax(h @ weight / temperature)` anew, and there are two orders. Nothing is shared between mentions, no
     `log_softmax` is used, and nothing protects `0 * log 0`: once a mean assignment underflows, the result is NaN.
 
-    Args:
-        h1, h2: embeddings of the two views, shape (n, f).
-        weight: the dictionary, shape (f, c), of the same dtype.
-        temperature: the positive number that divides the logits.
-        beta: weight of the invariance term.
-
-    Returns:
-        A 0-d tensor, differentiable in `h1` and `h2`.
+    `h1` and `h2` are the embeddings of the two views, (n, f), and `weight` the dictionary, (f, c), of the same dtype.
+    The loss is a 0-d tensor, differentiable in `h1` and `h2`.
     """
     n, c = h1.shape[0], weight.shape[1]
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cached_property
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import cplearn_kernels as cpk
-from bench.cases import CHUNKED, FORMULAS, LIBRARY, ONE_THREAD, TITLES, Case
+from bench.cases import CHUNKED, FORMULAS, LIBRARY, ONE_THREAD, Case
 from bench.formulas import authors_loss, tidy_loss
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Results = tuple[Tensor, ...]  # the value and, where there is one, the gradient with respect to each batch
+_SLICE = 1 << 26  # entries of the dense dictionary made at a time: its bits pass through int64
 
 
 class Problem:
@@ -21,90 +23,146 @@ class Problem:
     The embeddings are the paper's, unit rows with the "l2" temperature, and the second view is the first with noise
     (cosine about 0.7). With the "tanh" embedding the authors' formula returns NaN on many batches, and NaN is no
     yardstick. No implementation's work depends on the values.
+
+    The embeddings live on `device`; in another `dtype` their values are still those of float32. With another number of
+    codes the temperature stays that of the case.
     """
 
-    def __init__(self, case: Case, dtype: torch.dtype = torch.float32) -> None:
-        kinds = {"hadamard": cpk.HadamardDictionary, "rademacher": cpk.RademacherDictionary}
-        if case.dictionary not in kinds:
-            raise ValueError(f"case {case.name}: dictionary {case.dictionary!r}; expected one of {', '.join(kinds)}")
-        self.case = case
-        self.dictionary = kinds[case.dictionary](num_features=case.num_features, num_codes=case.num_codes, seed=0)
+    def __init__(
+        self,
+        case: Case,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        num_codes: int | None = None,
+    ) -> None:
+        self.case, self.device = case, torch.device(device)
+        kind = cpk.HadamardDictionary if case.dictionary == "hadamard" else cpk.RademacherDictionary
+        self.dictionary = kind(case.num_features, num_codes or case.num_codes, seed=0).to(device)
+        if case.dictionary == "dense":
+            self.dictionary = cpk.DenseDictionary(self.dictionary.to_dense(device=self.device))
         self.temperature = cpk.default_temperature(case.num_features, case.num_codes, embedding="l2")
         generator = torch.Generator().manual_seed(0)
         first = torch.randn(case.n, case.num_features, generator=generator)
         second = first + torch.randn(case.n, case.num_features, generator=generator)
-        self.h1 = torch.nn.functional.normalize(first).to(dtype).requires_grad_()
-        self.h2 = torch.nn.functional.normalize(second).to(dtype).requires_grad_()
+        views = (torch.nn.functional.normalize(view) for view in (first, second))
+        self.h1, self.h2 = (view.to(device, dtype).requires_grad_() for view in views)
+        self._weights: dict[torch.dtype, Tensor] = {}
 
-    @cached_property
-    def weight(self) -> Tensor:
-        """The dictionary as a dense float32 matrix, (f, c): what the formulas hold."""
-        return self.dictionary.to_dense().contiguous()
+    def weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The dictionary as a dense matrix, (f, c), made once: what the formulas hold."""
+        if dtype not in self._weights:
+            f, c = self.case.num_features, self.dictionary.num_codes
+            weight = self._weights[dtype] = torch.empty(f, c, dtype=dtype, device=self.device)
+            step = max(_SLICE // f, 1)
+            for start in range(0, c, step):
+                stop = min(start + step, c)
+                weight[:, start:stop] = self.dictionary.to_dense(start, stop, dtype=dtype, device=self.device)
+        return self._weights[dtype]
 
-    def codes_bytes(self, implementation: str) -> int:
-        """Bytes that the codes themselves occupy for an implementation before the call."""
-        return self.weight.nbytes if implementation in FORMULAS else 0
 
+def build(
+    implementation: str, problem: Problem, backend: str | None = None, dry_run: bool = False
+) -> Callable[[], Results]:
+    """The call of the case's function that is timed for an implementation; the library runs on `backend`.
 
-def build_loss(implementation: str, problem: Problem, backend: str) -> Loss:
-    """The loss of an implementation on `problem`; the library runs on `backend`.
-
-    The compiled formula starts from an empty compiler state, so that a case is compiled for its own static shapes and
-    never runs into torch's limit on recompilations.
+    An implementation that is no key of `TITLES` is a backend. In a dry run torch.compile only traces, which takes no
+    compiler and seconds instead of a minute.
     """
-    temperature, dictionary = problem.temperature, problem.dictionary
-    if implementation == LIBRARY:
-        return lambda h1, h2: cpk.cplearn_loss(h1, h2, dictionary, temperature=temperature, backend=backend)
+    if implementation in FORMULAS:
+        return _formula(implementation, problem, dry_run)
+    backend = {LIBRARY: backend, ONE_THREAD: backend, CHUNKED: "torch"}.get(implementation, implementation)
+    call = _library(problem, backend)
     if implementation == ONE_THREAD:
-        library = build_loss(LIBRARY, problem, backend)
-
-        def on_one_thread(h1: Tensor, h2: Tensor) -> Tensor:
-            # The gradient is made in the forward, so the threads of the backward do not matter.
-            before = torch.get_num_threads()
-            torch.set_num_threads(1)
-            try:
-                return library(h1, h2)
-            finally:
-                torch.set_num_threads(before)
-
-        return on_one_thread
-    if implementation not in FORMULAS:
-        raise ValueError(f"unknown implementation {implementation!r}; expected one of {', '.join(TITLES)}")
-    formula = authors_loss if implementation == "eager" else tidy_loss
-    if implementation == "compiled":
-        torch.compiler.reset()
-        formula = torch.compile(tidy_loss, dynamic=False)
-    weight = problem.weight
-    return lambda h1, h2: formula(h1, h2, weight, temperature)
+        return lambda: _on_one_thread(call)
+    return _captured(call) if problem.case.function == "loss_graph" and problem.device.type == "cuda" else call
 
 
-def forward_backward(loss: Loss, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss and its gradients with respect to both views: the call that the targets are about."""
-    value = loss(problem.h1, problem.h2)
-    grad1, grad2 = torch.autograd.grad(value, (problem.h1, problem.h2))
-    return value.detach(), grad1, grad2
+def _formula(name: str, problem: Problem, dry_run: bool) -> Callable[[], Results]:
+    h1, h2, precision, compiled = problem.h1, problem.h2, FORMULAS[name], name.startswith("compiled")
+    weight = problem.weight(torch.bfloat16 if precision == "bf16" else torch.float32)
+    formula, on_gpu = authors_loss if name.startswith("eager") else tidy_loss, problem.device.type == "cuda"
+    if compiled:
+        options = {"backend": "eager"} if dry_run else {"mode": "max-autotune"} if on_gpu else {}
+        formula = torch.compile(formula, dynamic=False, **options)
+        if on_gpu:
+            # Or the CUDA graph that max-autotune makes would copy the dictionary into a place of its own in every call.
+            torch._dynamo.mark_static_address(weight)
+
+    def call() -> Results:
+        if compiled and on_gpu:
+            torch.compiler.cudagraph_mark_step_begin()
+        with _tf32() if precision == "tf32" else contextlib.nullcontext():
+            half = precision == "bf16"
+            with torch.autocast(problem.device.type, torch.bfloat16) if half else contextlib.nullcontext():
+                value = formula(h1, h2, weight, problem.temperature)
+            return value.detach(), *torch.autograd.grad(value, (h1, h2))
+
+    return call
 
 
-def function_call(implementation: str, problem: Problem, backend: str) -> Callable[[], tuple[Tensor, ...]]:
-    """A call of the case's function: its value and, where it has one, the gradient along a random direction."""
-    name, h, dictionary = problem.case.function, problem.h1, problem.dictionary
-    options = {"backend": "torch" if implementation == CHUNKED else backend, "temperature": problem.temperature}
+@contextlib.contextmanager
+def _tf32() -> Iterator[None]:
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
-    def loss_alone() -> tuple[Tensor, ...]:
+
+def _library(problem: Problem, backend: str | None) -> Callable[[], Results]:
+    h1, h2, dictionary, name = problem.h1, problem.h2, problem.dictionary, problem.case.function
+    options: dict[str, Any] = {"temperature": problem.temperature, "backend": backend}
+
+    def loss() -> Results:
+        value = cpk.cplearn_loss(h1, h2, dictionary, **options)
+        return value.detach(), *torch.autograd.grad(value, (h1, h2))
+
+    def loss_alone() -> Results:
         with torch.no_grad():
-            return (cpk.cplearn_loss(h, problem.h2, dictionary, **options),)
+            return (cpk.cplearn_loss(h1, h2, dictionary, **options),)
 
-    if name == "loss_alone":
-        return loss_alone
+    if "loss" in name:
+        return loss_alone if name == "loss_alone" else loss
     if name == "assign":
-        return lambda: cpk.assign(h, dictionary, backend=options["backend"])[:1]
+        return lambda: cpk.assign(h1, dictionary, backend=backend)[:1]
     function = getattr(cpk, name)
     with torch.no_grad():
-        shape = function(h, dictionary, **options).shape
-    upstream = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(h.dtype)
+        shape = function(h1, dictionary, **options).shape
+    upstream = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(h1)
 
-    def with_gradient() -> tuple[Tensor, ...]:
-        value = function(h, dictionary, **options)
-        return value.detach(), *torch.autograd.grad(value, h, upstream)
+    def with_gradient() -> Results:
+        """The gradient along a random direction."""
+        value = function(h1, dictionary, **options)
+        return value.detach(), *torch.autograd.grad(value, h1, upstream)
 
     return with_gradient
+
+
+def _on_one_thread(call: Callable[[], Results]) -> Results:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return call()
+    finally:
+        torch.set_num_threads(before)
+
+
+def _captured(call: Callable[[], Results]) -> Callable[[], Results]:
+    """The replay of a CUDA graph of the call."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # what compiles or allocates once must have done so before the capture
+            expected = call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = call()
+
+    def replay() -> Results:
+        graph.replay()
+        return results
+
+    if not all(torch.allclose(g, e, rtol=1e-5, atol=1e-5 * e.abs().max().item()) for g, e in zip(replay(), expected)):
+        raise AssertionError("the replayed CUDA graph gives other results than the call it captured")
+    return replay

@@ -11,6 +11,7 @@ import ctypes
 import functools
 import gc
 import multiprocessing
+import re
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -18,8 +19,8 @@ from typing import Any
 
 import torch
 
-from bench.cases import Case
-from bench.implementations import Problem, build_loss, forward_backward
+from bench.cases import FORMULAS, Case
+from bench.implementations import Problem, build
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -28,15 +29,8 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 _M_MMAP_THRESHOLD, _THRESHOLD = -3, 128 * 1024
 
 
-class MemoryProbeError(RuntimeError):
-    """Peak memory cannot be measured here."""
-
-
 def _status_bytes(field: str) -> int:
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise MemoryProbeError(f"{_STATUS} has no field {field}")
+    return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", _STATUS.read_text())[1])
 
 
 def peak_growth(call: Callable[[], Any]) -> dict[str, int]:
@@ -46,15 +40,12 @@ def peak_growth(call: Callable[[], Any]) -> dict[str, int]:
     need none.
     """
     if not _STATUS.exists():
-        raise MemoryProbeError("peak memory is read from /proc, which this system does not have")
+        raise OSError("peak memory is read from /proc, which this system does not have")
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl does not
     if trim is not None:
         trim(0)
-    try:
-        _CLEAR_REFS.write_text("5")
-    except OSError as error:
-        raise MemoryProbeError(f"the peak cannot be set back through {_CLEAR_REFS}: {error}") from error
+    _CLEAR_REFS.write_text("5")
     before = _status_bytes("VmRSS")
     call()
     peak = _status_bytes("VmHWM")
@@ -69,15 +60,12 @@ def probe(implementation: str, case: Case, backend: str) -> dict[str, int]:
     itself instead, since compiling takes more memory than running.
     """
     problem = Problem(case)
-    loss = build_loss(implementation, problem, backend)
-    codes_bytes = problem.codes_bytes(implementation)
+    call = build(implementation, problem, backend)
     if implementation == "compiled":
-        forward_backward(loss, problem)
+        call()
     else:
-        tiny = Problem(Case(2, 16, 64, dictionary=case.dictionary))
-        forward_backward(build_loss(implementation, tiny, backend), tiny)
-    result = peak_growth(lambda: forward_backward(loss, problem))
-    return {**result, "codes_bytes": codes_bytes}
+        build(implementation, Problem(Case(2, 16, 64, dictionary=case.dictionary)), backend)()
+    return {**peak_growth(call), "codes_bytes": problem.weight().nbytes if implementation in FORMULAS else 0}
 
 
 @functools.cache

@@ -1,11 +1,11 @@
 """Results: where they are, what pytest-benchmark writes, and how the other benchmarks print and write theirs.
 
-`pytest bench/ --benchmark --benchmark-json=FILE` is pytest-benchmark's own format. What this project adds to an entry of
-"benchmarks" stands in its "extra_info":
+`pytest bench/ --benchmark --benchmark-json=FILE` is pytest-benchmark's own format. What this project adds to an entry
+of "benchmarks" stands in its "extra_info":
 
     "case": name, "dictionary", "n", "num_features", "num_codes", "logits", "implementation", "backend",
     "errors": relative errors against float64, "memory": outcome of `bench.memory`,
-    "ratio": how many times as long as the library in the same round, {"median", "q1", "q3", "min", "max"},
+    "ratio": how many times as long as the library in the same round, {"median", "min", "max"},
     "targets": in the library's entry, the verdicts of `bench.targets`
 """
 
@@ -32,12 +32,8 @@ def load(path: Path) -> dict[str, Any]:
     """Reads a record of `pytest bench/ --benchmark`."""
     try:
         record = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ResultsError(
-            f"{path}: no such file; `pytest bench/ --benchmark --benchmark-json=FILE` writes one"
-        ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ResultsError(f"{path}: not a readable JSON file ({error})") from None
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{path}: not a file of JSON that can be read ({error})") from None
     entries = record.get("benchmarks") if isinstance(record, dict) else None
     if not isinstance(entries, list) or not all("implementation" in entry.get("extra_info", {}) for entry in entries):
         raise ResultsError(f"{path}: not written by pytest-benchmark from the benchmarks of bench/")

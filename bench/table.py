@@ -15,41 +15,37 @@ from bench.results import ResultsError, latest, load, machine_line
 from bench.targets import MEGABYTE, target_rows
 
 Entry = Mapping[str, Any]
+_UNITS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6))
 
 
 def tables(entries: Sequence[Entry], tablefmt: str) -> str:
     """All tables that have a row, each under its heading, in one of tabulate's formats."""
-    loss = [entry for entry in entries if _function(entry) == "cplearn_loss" and entry["group"] == _info(entry)["case"]]
-    functions = [entry for entry in entries if _function(entry) != "cplearn_loss"]
+    loss, functions = [], []
+    for entry in entries:
+        info = entry["extra_info"]
+        if info["function"] != "cplearn_loss":
+            functions.append(entry)
+        elif entry["group"] == info["case"]:
+            loss.append(entry)
     found = {
         "Loss, forward + backward: median of the rounds, as a multiple of the library's (min..max)": _grid(loss, _time),
         "Loss: logits per second of the library": _grid(loss, _rate),
         "Loss: peak memory above the inputs, + dense codes held": _grid(loss, _memory),
         "Functions of one batch, forward + backward where there is one": _grid(functions, _time),
-        "Targets": _targets(entries),
-    }
-    shown = {heading: rows for heading, rows in found.items() if rows}
-    return "\n\n".join(
-        f"{heading}\n\n{tabulate(rows, headers='keys', tablefmt=tablefmt, disable_numparse=True)}"
-        for heading, rows in shown.items()
-    )
-
-
-def _info(entry: Entry) -> Mapping[str, Any]:
-    return entry["extra_info"]
-
-
-def _function(entry: Entry) -> str:
-    return _info(entry)["function"]
+        "Targets": [{"case": entry["group"], **row} for entry in entries
+                    for row in target_rows(entry["extra_info"].get("targets") or ())],
+    }  # fmt: skip
+    texts = [heading + "\n\n" + tabulate(rows, "keys", tablefmt, disable_numparse=True)
+             for heading, rows in found.items() if rows]  # fmt: skip
+    return "\n\n".join(texts)
 
 
 def _grid(entries: Sequence[Entry], cell: Callable[[Entry], str | None]) -> list[dict[str, str]]:
     """One row per case, one column per implementation that has a cell anywhere."""
     rows: dict[str, dict[str, str]] = {}
-    filled = [(entry, text) for entry in entries if (text := cell(entry)) is not None]
-    present = {_info(entry)["implementation"] for entry, _ in filled}
-    for entry, text in filled:
-        info = _info(entry)
+    filled = [(entry["extra_info"], text) for entry in entries if (text := cell(entry)) is not None]
+    present = {info["implementation"] for info, _ in filled}
+    for info, text in filled:
         first = {"function": info["function"]} if info["function"] != "cplearn_loss" else {}
         size = {"dictionary": info["dictionary"], "n": info["n"], "f": info["num_features"], "c": info["num_codes"]}
         empty = {title: "-" for name, title in TITLES.items() if name in present}
@@ -59,44 +55,32 @@ def _grid(entries: Sequence[Entry], cell: Callable[[Entry], str | None]) -> list
 
 
 def _time(entry: Entry) -> str:
-    text, ratio = duration(entry["stats"]["median"]), _info(entry).get("ratio")
+    text, ratio = duration(entry["stats"]["median"]), entry["extra_info"].get("ratio")
     return text if ratio is None else f"{text}, {ratio['median']:.1f}x ({ratio['min']:.1f}..{ratio['max']:.1f})"
 
 
 def _rate(entry: Entry) -> str | None:
-    info = _info(entry)
+    info = entry["extra_info"]
     return f"{info['logits'] / entry['stats']['median']:.2e}" if info["implementation"] == LIBRARY else None
 
 
 def _memory(entry: Entry) -> str | None:
-    if not (memory := _info(entry).get("memory")):
+    if not (memory := entry["extra_info"].get("memory")):
         return None
     held = f" + {megabytes(memory['codes_bytes'])}" if memory["codes_bytes"] else ""
     return megabytes(memory["growth_bytes"]) + held
 
 
-def _targets(entries: Sequence[Entry]) -> list[dict[str, str]]:
-    return [
-        {"case": entry["group"], **row} for entry in entries for row in target_rows(_info(entry).get("targets") or ())
-    ]
-
-
 def duration(seconds: float) -> str:
     """Three digits and a unit: 7.12 ms, 1.05 s."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{_digits(seconds / size)} {unit}"
-    return f"{_digits(seconds / 1e-6)} us"
+    value, unit = next((seconds / size, unit) for unit, size in _UNITS if seconds >= size or unit == "us")
+    return f"{value:.3g} {unit}" if value < 100 else f"{value:.0f} {unit}"
 
 
 def megabytes(count: float) -> str:
     """Bytes as megabytes, with one decimal below 10."""
     value = count / MEGABYTE
     return f"{value:.1f} MB" if value < 10 else f"{value:,.0f} MB"
-
-
-def _digits(value: float) -> str:
-    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def main(arguments: list[str] | None = None) -> int:

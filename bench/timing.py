@@ -37,20 +37,12 @@ def alternate(
     repeats: Mapping[str, int] | None = None,
     clock: Clock = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds per call for every round and every call.
+    """Seconds per call by name, a number per round; entry r of all names comes from the same round.
 
     Every round gives each call one turn, in the order given in even rounds and reversed in odd ones, so that no call
     always runs on the cache its neighbour leaves behind. Garbage is collected between rounds only.
 
-    Args:
-        calls: the callables by name.
-        rounds: number of measured rounds, at least 1.
-        turn_seconds: how long a turn should last at least.
-        repeats: calls in a turn by name, the calls being warm; `repeats_per_turn` finds them unless given.
-        clock: a monotonic clock in seconds.
-
-    Returns:
-        For each name `rounds` numbers; entry r of all names comes from the same round.
+    A turn lasts at least `turn_seconds`, or has `repeats` calls by name, which are warm then. `clock` counts seconds.
     """
     if rounds < 1:
         raise ValueError(f"rounds = {rounds}; expected at least 1")
@@ -75,20 +67,17 @@ def alternate(
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, quartiles and extremes of `values`."""
-    ordered = sorted(values)
-    if len(ordered) > 1:
-        first, _, third = statistics.quantiles(ordered, n=4, method="inclusive")
-    else:
-        first = third = ordered[0]
-    return {"median": statistics.median(ordered), "q1": first, "q3": third, "min": ordered[0], "max": ordered[-1]}
+    """Median and extremes of `values`."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def ratios(slower: Sequence[float], faster: Sequence[float]) -> list[float]:
-    """How many times as long `slower` took, round by round.
+    """How many times as long `slower` took, round by round; a single number stands for all rounds.
 
     Dividing within a round cancels what slowed both; the ratio of two medians would not.
     """
+    rounds = max(len(slower), len(faster))
+    slower, faster = (list(side) * (rounds if len(side) == 1 else 1) for side in (slower, faster))
     if len(slower) != len(faster):
         raise ValueError(f"{len(slower)} rounds against {len(faster)}; ratios need the same rounds")
-    return [a / b for a, b in zip(slower, faster, strict=True)]
+    return [a / b for a, b in zip(slower, faster)]

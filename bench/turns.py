@@ -1,8 +1,8 @@
 """What lies between calls that take turns and pytest-benchmark, which times one call after the other.
 
 A case is measured first, all its implementations in turns (`bench.timing.alternate`). Then each implementation's entry
-is timed by pytest-benchmark with a clock that shows the seconds which its turns took: every number in pytest-benchmark's
-tables and files is one that was measured.
+is timed by pytest-benchmark with a clock that shows the seconds which its turns took: every number in
+pytest-benchmark's tables and files is one that was measured.
 """
 
 from __future__ import annotations
@@ -12,8 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytest
+import torch
 
+from bench.accuracy import compare, limits_of, oracle, too_far
 from bench.cases import LIBRARY, Case
+from bench.implementations import Problem, build
+from bench.timing import alternate, repeats_per_turn
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,33 @@ class Turns:
     repeats: dict[str, int] = field(default_factory=dict)
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+
+
+def take_turns(case: Case, names: Sequence[str], settings: Settings) -> Turns:
+    """The implementations of a case, each of them compared with float64, timed in turns."""
+    case = case if settings.measuring else case.shrunk()
+    problem, turns, calls = Problem(case), Turns(case), {}
+    torch.compiler.reset()  # a case is compiled for its own shapes and never meets torch's limit on recompilations
+    # At full size the cases with the library alone are those whose dense codes would not fit.
+    expected = oracle(problem) if len(case.implementations) > 1 or not settings.measuring else None
+    for name in names:
+        call = build(name, problem, settings.backend)
+        try:
+            got = call()
+        except Exception as error:
+            # A machine without a C++ compiler can still measure the rest.
+            if name != "compiled" or not settings.measuring:
+                raise
+            turns.failures[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            continue
+        calls[name] = call
+        assert all(part.isfinite().all() for part in got), f"{name}: not finite"
+        if expected is not None:
+            turns.errors[name] = compare(got, expected, problem)
+            assert not (off := too_far(turns.errors[name], limits_of(name, case))), f"{name}: {off}"
+    turns.repeats = repeats_per_turn(calls, settings.turn_seconds)
+    turns.seconds = alternate(calls, settings.rounds, repeats=turns.repeats)
+    return turns
 
 
 def each_implementation(cases: Sequence[Case]) -> pytest.MarkDecorator:

@@ -25,13 +25,13 @@ import torch
 from bench.distributed import rank_processes as ranks
 from bench.distributed.traffic import COLLECTIVES, bytes_sent
 from bench.results import median_and_range, report
-from bench.targets import LIBRARY, Speed, Verdict, judged
+from bench.targets import LIBRARY, Target, Verdict, judged
 from bench.timing import alternate, ratios, spread
 from cplearn_kernels import HadamardDictionary
 from cplearn_kernels.backends import select
 from train.machine import describe
 
-SPEED_SHAPE, SPEED_CODES, TWICE = (256, 128), 1 << 20, Speed("one", 1.8)
+SPEED_SHAPE, SPEED_CODES, TWICE = (256, 128), 1 << 20, Target("speed", 1.8, "one")
 TRAFFIC_SHAPES = ((64, 128), (256, 128), (64, 256))
 
 
@@ -75,7 +75,7 @@ def judge(record: Mapping[str, Any]) -> list[Verdict]:
     verdicts = []
     for row in record["speed"]:
         if row["case"] == as_case(SPEED_SHAPE, SPEED_CODES):
-            found = TWICE.judge({"one": row["one"]["seconds"], LIBRARY: row["two"]["seconds"]}, logits=0)
+            found = TWICE.judge({"one": row["one"], LIBRARY: row["two"]})
             verdicts.append({**found, "text": "two processes, N=256, f=128, c=2^20: " + found["text"]})
     # The formula knows no c: a rank that sends what it says sends the same whatever c.
     off = [100 * (sum(row["counted"].values()) / sum(row["formula"].values()) - 1) for row in record["traffic"]]

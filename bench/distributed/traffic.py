@@ -20,8 +20,8 @@ def bytes_sent(N: int, f: int, world: int, *, element: int, row_scalars: int) ->
     """Bytes that each rank sends in a step, forward and gradient, by collective, whatever the number of codes.
 
     An all-gather sends the own part to the R - 1 others, an all-reduce 2 (R - 1) / R of the tensor (a ring), an
-    all-to-all what is not the own part. With R ranks, N rows per view on all of them together, f features, embeddings of
-    `element` bytes and S = `row_scalars` numbers per row that the backend adds up over ranks:
+    all-to-all what is not the own part. With R ranks, N rows per view on all of them together, f features, embeddings
+    of `element` bytes and S = `row_scalars` numbers per row that the backend adds up over ranks:
 
         argument check   all-to-all   136 (R - 1)
         rows             all-gather   2 N f element (R - 1) / R
@@ -47,11 +47,9 @@ _GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_ga
 _COUNTED = {
     _GATHER: ("all-gather", lambda rank, world, output, part: (world - 1) * part.nbytes),
     "all_reduce": ("all-reduce", lambda rank, world, tensor, operation: 2 * (world - 1) / world * tensor.nbytes),
-    "all_to_all_single": (
-        "all-to-all",
-        lambda rank, world, output, source, received, sent: (sum(sent) - sent[rank]) * source.element_size(),
-    ),
-}
+    "all_to_all_single": ("all-to-all", lambda rank, world, output, source, received, sent:
+                          (sum(sent) - sent[rank]) * source.element_size()),
+}  # fmt: skip
 _NOT_COUNTED = ("all_gather", "all_to_all", "broadcast", "reduce", "reduce_scatter", "reduce_scatter_tensor", "isend")
 
 

@@ -2,9 +2,10 @@
 
 Steps, each a process with a time limit of its own, in order of value: the GPU tests of both backends, benchmark rows
 with their targets, compute-sanitizer on small calls, and, where asked, the tuner. Every outcome is written at once to
-DIR/steps.jsonl (a line each) and all output to DIR/log.txt, so that a crash, a hang or the end of the time loses nothing;
-DIR/table.txt holds the table that is printed last. Exit status: 0; 1 where a test failed, a result was wrong, a step
-crashed, the sanitizer found an error or no row could be measured (a missed target does not count); 2 without a GPU.
+DIR/steps.jsonl (a line each) and all output to DIR/log.txt, so that a crash, a hang or the end of the time loses
+nothing; DIR/table.txt holds the table that is printed last. Exit status: 0; 1 where a test failed, a result was wrong,
+a step crashed, the sanitizer found an error or no row could be measured (a missed target does not count); 2 without a
+GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 from bench.gpu import record, sanitizer, tests
 from bench.gpu.machine import adopt_core
 from bench.gpu.process import in_turn, run
-from bench.gpu.rows import BACKENDS, ROWS
+from bench.gpu.rows import BACKENDS, ROWS, step_of, tiny
 from bench.gpu.table import text
 
 # How the time is shared out; what a group leaves over goes to those after it.
@@ -71,10 +72,9 @@ class Run:
 
     def rows(self, until: float) -> None:
         """The benchmark rows: one process after another, each for the rows that no process has begun."""
-        names = [
-            (row.shrunk() if self.given.dry_run else row).name for row in ROWS if re.search(self.given.rows, row.name)
-        ]
-        options = {"record": str(self.path), "rounds": self.given.rounds, "dry_run": self.given.dry_run,
+        dry_run = self.given.dry_run
+        names = [step_of(tiny(row) if dry_run else row) for row in ROWS if re.search(self.given.rows, step_of(row))]
+        options = {"record": str(self.path), "rounds": self.given.rounds, "dry_run": dry_run,
                    "backends": [name for name in self.backends if self.backends[name] is None]}  # fmt: skip
         while names and time.monotonic() < until:
             told = json.dumps({**options, "rows": names})
@@ -88,9 +88,8 @@ class Run:
     def sanitizer(self, until: float) -> None:
         """The small calls under each tool; in a dry run on the CPU without one."""
         if self.given.dry_run:
-            return self.add(
-                "sanitizer", "calls", sanitizer.run_tool("", until - time.monotonic(), self.log, DRY_CALLS, ())
-            )
+            found = sanitizer.run_tool("", until - time.monotonic(), self.log, DRY_CALLS, ())
+            return self.add("sanitizer", "calls", found)
         found = shutil.which(sanitizer.PROGRAM)
         reason = self.backends["cuda"] or (None if found else f"{sanitizer.PROGRAM} was not found")
         for tool, seconds in in_turn(sanitizer.TOOLS, until):
@@ -109,10 +108,8 @@ def status(entries: list[dict[str, Any]], wanted: list[str]) -> int:
     """The exit status that a record deserves, where these groups of steps were asked for."""
     rows = [entry for entry in entries if entry["group"] == "rows"]
     library = [cell for entry in rows for name, cell in entry["cells"].items() if name in BACKENDS]
-    bad = any(entry["wrong"] or entry["busy"] for entry in rows) or any(
-        "wrong" in cell or "error" in cell for cell in library
-    )
-    bad |= any(not entry.get("ok", True) for entry in entries)
+    bad = any(not entry.get("ok", True) or entry.get("wrong") or entry.get("busy") for entry in entries)
+    bad |= any("wrong" in cell or "error" in cell for cell in library)
     return int(bad or ("rows" in wanted and not any("median" in cell for cell in library)))
 
 
@@ -152,18 +149,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     names = {"type": lambda names: names.split(","), "metavar": "NAME[,NAME]"}
     steps = ["tests", "rows", "sanitizer"]
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="a former run's files in it are replaced"
-    )
-    parser.add_argument("--seconds", type=float, default=540.0, help="from start to finish (default: %(default)s)")
-    parser.add_argument("--steps", default=steps, help="some of tests, rows, sanitizer (default: all)", **names)
-    parser.add_argument("--backends", help="of the library (default: cuda, triton, torch; in a dry run torch)", **names)
-    parser.add_argument(
-        "--rows", default="", metavar="PATTERN", help="only rows whose name has this regular expression"
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each column of a row (default: %(default)s)")
-    parser.add_argument("--tune", action="store_true", help="tune Triton's configurations last, into DIR/tuning.json")
-    parser.add_argument("--dry-run", action="store_true", help="go the whole way on the CPU with tiny shapes")
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="a former run's files in it are replaced")
+    add("--seconds", type=float, default=540.0, help="from start to finish (default: %(default)s)")
+    add("--steps", default=steps, help="some of tests, rows, sanitizer (default: all)", **names)
+    add("--backends", help="of the library (default: cuda, triton, torch; in a dry run torch)", **names)
+    add("--rows", default="", metavar="PATTERN", help="only rows whose name has this regular expression")
+    add("--rounds", type=int, default=5, help="turns of each column of a row (default: %(default)s)")
+    add("--tune", action="store_true", help="tune Triton's configurations last, into DIR/tuning.json")
+    add("--dry-run", action="store_true", help="go the whole way on the CPU with tiny shapes")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Reads registers, stack and static shared memory of every CUDA kernel out of the installed extension; compiles nothing.
+"""Reads registers, stack and static shared memory of every CUDA kernel from the installed extension; compiles nothing.
 
 python -m bench.gpu.cuda_resources      # JSON in bench/results; status 1 where a kernel has a stack: there spills live
 """
@@ -67,6 +67,12 @@ def spilling(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [record for record in records if record["stack"] or record["local"]]
 
 
+def write(path: Path, records: list[dict[str, Any]]) -> None:
+    """Writes the records, a line each."""
+    lines = ",\n".join(map(json.dumps, records))
+    path.write_text(f'{{"schema": 2, "kernels": [\n{lines}\n]}}\n')
+
+
 def main() -> int:
     """The command: 2 where nothing can be read."""
     records = read()
@@ -74,8 +80,7 @@ def main() -> int:
         print(records, file=sys.stderr)
         return 2
     print(tabulate(records, headers="keys"))
-    lines = ",\n".join(map(json.dumps, records))
-    (RESULTS / "cuda_resources.json").write_text(f'{{"schema": 2, "kernels": [\n{lines}\n]}}\n')
+    write(RESULTS / "cuda_resources.json", records)
     print(f"{len(records)} kernels, {len(spilling(records))} with a stack or local memory")
     return int(bool(spilling(records)) or not records)
 

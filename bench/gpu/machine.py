@@ -5,7 +5,7 @@ A process of its own (`python -m bench.gpu.machine`): starting a driver may hang
 
 from __future__ import annotations
 
-import datetime
+import contextlib
 import json
 import shutil
 import subprocess
@@ -37,39 +37,25 @@ def adopt_core(root: Path = ROOT, path: list[str] | None = None) -> str | None:
 
 
 def describe() -> dict[str, Any]:
-    """GPU and software; `backends`: name -> None, or why it cannot run here."""
+    """`train.machine.describe` with the GPU and its software; `backends`: name -> None, or why it cannot run here."""
     import torch
 
     import cplearn_kernels as cpk
+    from train import machine
 
-    found: dict[str, Any] = {
-        "gpu": None,
-        "torch": torch.__version__,
-        "CUDA": torch.version.cuda,
-        "HIP": torch.version.hip,
-    }
+    found = machine.describe(torch.get_num_threads())
+    found |= {"gpu": None, "CUDA": torch.version.cuda, "HIP": torch.version.hip}
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         name = f"sm_{properties.major}{properties.minor}"
-        found |= {
-            "gpu": properties.name,
-            "architecture": properties.gcnArchName.split(":")[0] if torch.version.hip else name,
-        }
-    found["driver"] = _line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    found["commit"] = _line("git", "describe", "--always", "--dirty")
-    found["date"] = f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC"
-    return {
-        **found,
-        "backends": {name: None if info.available else info.reason for name, info in cpk.backends().items()},
-    }
-
-
-def _line(*command: str) -> str | None:
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return (done.stdout.splitlines() or [None])[0]
+        found["gpu"] = properties.name
+        found["architecture"] = properties.gcnArchName.split(":")[0] if torch.version.hip else name
+    command = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        found["driver"] = done.stdout.partition("\n")[0]
+    reasons = {name: None if info.available else info.reason for name, info in cpk.backends().items()}
+    return {**found, "backends": reasons}
 
 
 if __name__ == "__main__":

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-MOST_OF_THE_REST = (
-    0.6  # what one step may take of the time left, unless it is the last: a hang must not cost all others
-)
+# What one step may take of the time left, unless it is the last: a hang must not cost all others.
+MOST_OF_THE_REST = 0.6
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Ended:
 
 
 def run(command: Sequence[str], seconds: float, log: Path, environment: Mapping[str, str] | None = None) -> Ended:
-    """Runs a command in the checkout, with more environment variables; its output goes to the end of `log` as it comes."""
+    """Runs a command in the checkout, with more environment variables; its output goes to the end of `log` at once."""
     began = time.monotonic()
     variables = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
     with log.open("ab") as output:

@@ -1,4 +1,4 @@
-"""The record of a GPU run: a file with a line of JSON per outcome, written at once, so that an end of any kind loses none.
+"""The record of a GPU run: a line of JSON per outcome, written at once, so that an end of any kind loses none.
 
 Every line is an object with `step`, a name, and `group` ("machine", "tests", "rows", "sanitizer", "tune"). A step may
 have several lines, each complete: the last one counts.

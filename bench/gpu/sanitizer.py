@@ -19,11 +19,11 @@ TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")  # in order of impor
 _OPTIONS = {
     # Failed API calls raise in the library and in PyTorch, which also makes some on purpose. Padding: two arrays that
     # lie side by side would hide an index beyond the first.
-    "memcheck": ("--report-api-errors", "no", "--padding", "512"),
+    "memcheck": ("--report-api-errors", "no", "--padding", "512")
 }
 # Only kernels of namespace cplearn: PyTorch's own cost time and are not what is asked about.
-_COMMON = ("--kernel-name", "kns=cplearn", "--error-exitcode", "86", "--print-limit", "20", "--show-backtrace", "device",
-           "--launch-timeout", "120")  # fmt: skip
+_COMMON = ("--kernel-name", "kns=cplearn", "--error-exitcode", "86", "--print-limit", "20",
+           "--show-backtrace", "device", "--launch-timeout", "120")  # fmt: skip
 # PyTorch hands out pieces of large allocations, in which the tool would see nothing out of bounds.
 _ENVIRONMENT = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 _FINDING = re.compile(r"Invalid |Uninitialized |Error: Race reported |Barrier error ")
@@ -48,10 +48,9 @@ def run_tool(
 def report(ended: Ended) -> dict[str, Any]:
     """Reads the output of one run.
 
-    Returns:
-        `errors` and `warnings`, None where the tool came to no count; `calls`, how many were begun; `complete`, whether
-        all were made; `lines`, the first ones of what was found, or the words with which tool or program failed; `ok`:
-        nothing was found (by a tool that would not run, either), and the program did not fail midway.
+    `errors` and `warnings`: None where the tool came to no count; `calls`: how many were begun; `complete`: all were
+    made; `lines`: the first ones of what was found, or the words with which tool or program failed; `ok`: nothing was
+    found (by a tool that would not run, either), and the program did not fail midway.
     """
     lines = ended.text.splitlines()
     tool = [line.lstrip("= ").rstrip() for line in lines if line.startswith("=====")]

@@ -7,7 +7,10 @@ from typing import Any
 
 from tabulate import tabulate
 
-from bench.gpu.rows import BACKENDS, FORMULAS, ROWS, Row, judge, rate, ratio
+from bench.cases import FORMULAS, Case
+from bench.gpu.rows import BACKENDS, ROWS, judge, ratio, step_of, tiny
+from bench.table import megabytes
+from bench.targets import show
 
 MOST_CHARACTERS = 9_900
 MOST_PROBLEMS = 24
@@ -19,24 +22,24 @@ def text(entries: Sequence[Entry], most: int = MOST_CHARACTERS) -> str:
 
     Where that would be too long, rows are left out: the least important ones that have no target.
     """
-    of = {
-        group: [entry for entry in entries if entry["group"] == group]
-        for group in ("tests", "rows", "sanitizer", "tune")
-    }
-    known = {row.name: row for row in (*ROWS, *(row.shrunk() for row in ROWS))}
+    groups = ("machine", "tests", "rows", "sanitizer", "tune")
+    of = {group: [entry for entry in entries if entry["group"] == group] for group in groups}
+    known = {step_of(row): row for row in (*ROWS, *map(tiny, ROWS))}
     rows = [(known[entry["step"]], entry) for entry in of["rows"] if entry["step"] in known]
     optional = [row for row, _ in rows if not row.targets]
+    words = {True: "yes", False: "NO", None: "-"}
     targets = [
-        [row.size, target.backend, target, "-" if measured is None else f"{measured:.3g}", {True: "yes", False: "NO"}.get(met, "-")]
-        for row, entry in rows for target, measured, met in judge(row, entry)
-    ]  # fmt: skip
+        [row.name, target.of, target, verdict and show(verdict), words[met]]
+        for row, entry in rows
+        for target, verdict, met in judge(row, entry)
+    ]
     problems = [line[:160] for line in _problems(entries)]
     if len(problems) > MOST_PROBLEMS:
         problems[MOST_PROBLEMS:] = [f"({len(problems) - MOST_PROBLEMS} more in the record)"]
     for kept in range(len(optional), -1, -1):
         shown = [(row, entry) for row, entry in rows if row.targets or row in optional[:kept]]
         blocks = [
-            "\n".join(_machine(entry) for entry in entries if entry["group"] == "machine"),
+            *map(_machine, of["machine"]),
             _steps("tests", of["tests"], ("passed", "failed", "skipped", "seconds")),
             _steps("compute-sanitizer", of["sanitizer"], ("errors", "warnings", "calls", "seconds")),
             _rows(shown) + (f"\n({len(optional) - kept} more rows in the record)" if kept < len(optional) else ""),
@@ -55,8 +58,8 @@ def _block(title: str, heads: Sequence[str], lines: Sequence[Sequence[Any]]) -> 
 
 
 def _machine(entry: Entry) -> str:
-    kept = {key: value for key, value in entry.items() if key not in ("group", "step", "backends", "dry_run") and value}
-    lines = [", ".join(f"{key} {value}" for key, value in kept.items())]
+    told = ("gpu", "architecture", "driver", "CUDA", "HIP", "torch", "cpu", "commit", "date")
+    lines = [", ".join(f"{key} {entry[key]}" for key in told if entry.get(key))]
     lines += [f"no backend {name}: {reason}"[:200] for name, reason in entry["backends"].items() if reason]
     return "\n".join(lines + ["DRY RUN on the CPU with tiny shapes: the numbers mean nothing"] * entry["dry_run"])
 
@@ -65,18 +68,12 @@ def _steps(title: str, entries: Sequence[Entry], keys: Sequence[str]) -> str:
     """A line per test file or tool of the sanitizer."""
     lines = []
     for entry in entries:
-        note = (
-            f"left out: {entry['left_out'][:60]}"
-            if "left_out" in entry
-            else "out of time"
-            if entry["timed_out"]
-            else ""
-        )
+        note = f"left out: {entry['left_out'][:60]}" if "left_out" in entry else "out of time" * entry["timed_out"]
         lines.append([entry["step"].rpartition("/")[2], *(entry.get(key, "") for key in keys), note])
     return _block(title, ["step", *keys, ""], lines)
 
 
-def _rows(rows: Sequence[tuple[Row, Entry]]) -> str:
+def _rows(rows: Sequence[tuple[Case, Entry]]) -> str:
     """A line per row: backends' times, cuda's speed as a multiple of triton's, rate and peak, formulas as multiples."""
     measured = {name for _, entry in rows for name in entry["cells"]}
     backends, formulas = ([name for name in names if name in measured] for names in (BACKENDS, FORMULAS))
@@ -85,11 +82,11 @@ def _rows(rows: Sequence[tuple[Row, Entry]]) -> str:
         cells = entry["cells"]
         times = {name: cells[name]["median"] for name in backends if "median" in cells.get(name, {})}
         best = cells[min(times, key=times.__getitem__)] if times else {}
-        ahead, peak = ratio(cells.get("triton", {}), cells.get("cuda", {})), best.get("peak_bytes")
+        ahead, peak = ratio(cells.get("triton", {}), cells.get("cuda", {})), best.get("growth_bytes")
         lines.append([
-            f"{row.task} {row.dictionary[0].upper()}", row.n, row.f, f"2^{row.log2_codes}",
+            f"{row.function} {row.dictionary[0].upper()}", row.n, row.num_features, row.num_codes,
             *(_time(cells.get(name)) for name in backends), "" if ahead is None else f"{ahead:.2f}",
-            f"{rate(row, best):.2e}" if best else "", "" if peak is None else f"{peak / 1e6:.1f} MB",
+            f"{row.logits / best['median']:.2e}" if best else "", "" if peak is None else megabytes(peak),
             *(_time(cells.get(name), best) for name in formulas),
         ])  # fmt: skip
     title = "rows: seconds a call of each backend; logits/s and peak of the fastest; formulas as multiples of its time"

@@ -1,8 +1,8 @@
 """Runs the backends' GPU tests, a process per file, and counts outcomes even where a test hangs or crashes.
 
 A process each: a kernel that reads where it must not breaks the device for every later test of its process. The module
-is a plugin of pytest, too (`-p bench.gpu.tests`): it notes every outcome at once, where pytest's own summary, or a JUnit
-file, comes at the end, too late for a test that hangs.
+is a plugin of pytest, too (`-p bench.gpu.tests`): it notes every outcome at once, where pytest's own summary, or a
+JUnit file, comes at the end, too late for a test that hangs.
 """
 
 from __future__ import annotations
@@ -29,11 +29,8 @@ _OUTCOMES = "CPLEARN_GPU_OUTCOMES"  # the environment variable that tells the pl
 
 
 def run_file(file: str, seconds: float, log: Path) -> dict[str, Any]:
-    """Runs pytest on a file for at most so long.
-
-    Returns:
-        `passed`, `failed` (errors too), `skipped`, `seconds`, `timed_out`, `ok`, `failing` ([[test, why]]) and
-        `unfinished`, the tests that had begun when the run ended.
+    """Runs pytest on a file for at most so long: `passed`, `failed` (errors too), `skipped`, `seconds`, `timed_out`,
+    `ok`, `failing` ([[test, why]]) and `unfinished`, the tests that had begun when the run ended.
     """
     options = ["-q", "--tb=short", "--color=no", "-p", "no:cacheprovider", "-p", "bench.gpu.tests"]
     if importlib.util.find_spec("xdist"):

@@ -2,8 +2,8 @@
 
     python -m bench.gpu.triton_resources      # JSON in bench/results; status 1 on a spill; half an hour on one core
 
-The backend itself runs, on CPU tensors, with launches that compile for an architecture and then do nothing: so arguments
-and modes are those that it uses, and what lies in the tensors means nothing.
+The backend itself runs, on CPU tensors, with launches that compile for an architecture and then do nothing: so
+arguments and modes are those that it uses, and what lies in the tensors means nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import json
 import multiprocessing
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -26,12 +25,12 @@ from unittest import mock
 
 from tabulate import tabulate
 
-from bench.gpu.cuda_resources import tool
+from bench.gpu.cuda_resources import read, write
 from bench.results import RESULTS
 from cplearn_kernels.backends.triton import tuning
 from cplearn_kernels.backends.triton.tuning import Configuration
 
-# Shared memory that one program may have, bytes (CUDA C++ programming guide, table of compute capabilities; CDNA 3 ISA).
+# Bytes of shared memory that one program may have (CUDA C++ programming guide, compute capabilities; CDNA 3 ISA).
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 ARCHITECTURES = tuple(SHARED_LIMIT)
 FORMS = (*(f"kronecker-{1 << log2}" for log2 in range(8, 13)), "codes-32", "codes-64", "codes-128", "codes-grouped")
@@ -50,15 +49,9 @@ def compile_form(
 ) -> list[dict[str, Any]]:
     """Compiles every kernel of a form, in a process without TRITON_INTERPRET.
 
-    Args:
-        arch: a name of `ARCHITECTURES`.
-        form: the key of the table of configurations, e.g. "kronecker-2048".
-        modes: "all"; "dearest": of each kernel the mode that needs most; "loss": the dearest of the loss alone.
-        configurations: kernel -> what to use instead of the table's.
-
-    Returns:
-        A record per kernel and mode: `arch`, `form`, `kernel`, `options` (its compile-time arguments), the
-        configuration, and what its machine code needs; `error` instead where it does not compile.
+    `modes` is "all"; "dearest": of each kernel the mode that needs most; "loss": the dearest of the loss alone.
+    `configurations` are used instead of the table's. A record per kernel and mode: `arch`, `form`, `kernel`, `options`
+    (its compile-time arguments), the configuration, and what its machine code needs; `error` if it does not compile.
     """
     from triton.backends.compiler import GPUTarget
     from triton.runtime.driver import driver
@@ -130,10 +123,8 @@ def _nvidia_usage(cubin: bytes) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [tool("cuobjdump"), "-res-usage", file.name]
-        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    numbers = dict(re.findall(r"([A-Z]+):(\d+)", usage))
-    return {"registers": int(numbers["REG"]), "spills": int(numbers["STACK"]) + int(numbers["LOCAL"])}
+        (found,) = read(Path(file.name))
+    return {"registers": found["registers"], "spills": found["stack"] + found["local"]}
 
 
 def _amd_usage(text: str) -> dict[str, int]:
@@ -170,15 +161,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--form", action="append", choices=FORMS, help="default: all")
     parser.add_argument("--json", type=Path, default=RESULTS / "triton_resources.json", help="where the record goes")
     given = parser.parse_args(arguments)
-    wanted = [
-        pair for pair in itertools.product(given.arch or ARCHITECTURES, given.form or FORMS) if is_used(*pair[::-1])
-    ]
+    pairs = itertools.product(given.arch or ARCHITECTURES, given.form or FORMS)
+    wanted = [(arch, form) for arch, form in pairs if is_used(form, arch)]
     with compilers(os.cpu_count() or 1) as pool:
         records = list(itertools.chain.from_iterable(pool.map(compile_form, *zip(*wanted, strict=True))))
     shown = ("arch", "form", "kernel", *_TILE.values(), "registers", "spills", "shared")
     print(tabulate([[r.get(name, "") for name in shown] + [problem(r)] for r in records], [*shown, "problem"]))
-    lines = ",\n".join(map(json.dumps, records))
-    given.json.write_text(f'{{"schema": 2, "kernels": [\n{lines}\n]}}\n')
+    write(given.json, records)
     bad = sum(problem(record) is not None for record in records)
     print(f"{len(records)} kernels, {bad} with a problem")
     return int(bad > 0)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -21,12 +20,14 @@ from typing import Any
 
 import torch
 
-import cplearn_kernels as cpk
+from bench.cases import Case
 from bench.gpu.measure import clock_of
 from bench.gpu.triton_resources import FORMS, is_used
+from bench.implementations import Problem, build
 from bench.timing import alternate, spread
 from cplearn_kernels.backends.triton import tuning
 from cplearn_kernels.backends.triton.tuning import KERNELS, TABLE, Configuration
+from train import files
 
 _TWO_VIEWS = ("row_sums", "weighted_codes", "chunk_weights")
 _GROUPED = ("chunk_weights", "weighted_chunk")
@@ -56,19 +57,13 @@ def candidates(kernel: str, form: str, arch: str) -> Iterator[Configuration]:
 def call_of(kernel: str, form: str, device: torch.device, n: int = 256, log2_codes: int = 20) -> Callable[[], Any]:
     """A call of the library in which a kernel runs."""
     name, _, size = form.partition("-")
-    f = 1024 if size == "grouped" else int(size)
     few = kernel in ("weighted_codes_given", "probabilities")  # their calls keep all logits
-    dictionary = (cpk.HadamardDictionary if name == "kronecker" else cpk.RademacherDictionary)(
-        f, 1 << log2_codes - 4 * few
-    )
-    h = torch.nn.functional.normalize(torch.randn(n, f)).to(device).requires_grad_()
-    options = {"temperature": cpk.default_temperature(f, dictionary.num_codes), "backend": "triton"}
-    if kernel in ("weighted_codes_one", "weighted_codes_given"):
-        function = cpk.expected_code if kernel == "weighted_codes_one" else cpk.projector_softmax
-        return lambda: torch.autograd.grad(function(h, dictionary, **options).sum(), h)
-    if kernel == "probabilities":
-        return lambda: cpk.projector_softmax(h.detach(), dictionary, **options)
-    return lambda: torch.autograd.grad(cpk.cplearn_loss(h, h.flip(0), dictionary, **options), h)
+    case = Case(
+        n, 1024 if size == "grouped" else int(size), 1 << log2_codes - 4 * few,
+        function="projector_softmax" if few else "expected_code" if kernel == "weighted_codes_one" else "cplearn_loss",
+        dictionary="hadamard" if name == "kronecker" else "rademacher",
+    )  # fmt: skip
+    return build("triton", Problem(case, device))
 
 
 def fastest(
@@ -79,9 +74,8 @@ def fastest(
     for config in candidates(kernel, form, arch):
         try:
             with tuning.override(kernel, form, config):
-                timed.append(
-                    (spread(alternate({"": call}, rounds, turn_seconds=0.0, clock=clock)[""])["median"], config)
-                )
+                seconds = alternate({"": call}, rounds, turn_seconds=0.0, clock=clock)[""]
+            timed.append((spread(seconds)["median"], config))
         except Exception as error:
             print(f"  {kernel} {form} {config}: {str(error).splitlines()[0][:100]}", flush=True)
     return min(timed, key=lambda entry: entry[0], default=(float("inf"), Configuration(0, 0, 0)))
@@ -93,9 +87,7 @@ def write(path: Path, arch: str, kernel: str, form: str, config: Configuration) 
     entry = table["architectures"].setdefault(arch, {})
     entry.setdefault("how", {})[f"{kernel} {form}"] = "measured"
     entry.setdefault(kernel, {})[form] = asdict(config)
-    draft = path.with_suffix(".part")
-    draft.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
-    os.replace(draft, path)
+    files.write_text(path, json.dumps(table, indent=1, sort_keys=True) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,11 +1,12 @@
 """Measures what one core does, by the small C++ programs of csrc/bench, built with all that this processor has.
 
-    python -m bench.micro vector_rates     # additions, multiply-adds, loads and stores: the bounds in docs/performance.md
+    python -m bench.micro vector_rates     # additions, multiply-adds, loads, stores: the bounds in docs/performance.md
     python -m bench.micro sign_products    # ways to multiply rows by ±1 codes: the choice that csrc/cpu makes
 
-To the latter belong torch's matrix products on panels of codes: float32, and two bfloat16 products (the high and the low
-half of the rows, which is what float32 accuracy takes). A rate counts one product per row, coordinate and code, whatever
-the method does instead. Writes JSON, {"benchmark", "machine", "entries": what the program prints}, and prints a table.
+To the latter belong torch's matrix products on panels of codes: float32, and two bfloat16 products (the high and the
+low half of the rows, which is what float32 accuracy takes). A rate counts one product per row, coordinate and code,
+whatever the method does instead. Writes JSON, {"benchmark", "machine", "entries": what the program prints}, and prints
+a table.
 """
 
 from __future__ import annotations
@@ -16,34 +17,30 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench.results import report
+from bench.timing import alternate
 from train.machine import describe
 
 SOURCES = Path(__file__).resolve().parents[2] / "csrc" / "bench"
 Entry = Mapping[str, Any]
 
 
-class CompilerError(RuntimeError):
-    """There is no such compiler, or it does not compile the program; the message says which."""
-
-
 def run_program(source: Path, compiler: str) -> list[Entry]:
     """The objects that a C++17 program prints, one per line; `compiler` is the name or path of GCC or Clang."""
     if shutil.which(compiler) is None:
-        raise CompilerError(f"no compiler {compiler!r}; --compiler names another")
+        raise RuntimeError(f"no compiler {compiler!r}; --compiler names another")
     with tempfile.TemporaryDirectory() as folder:
         program = str(Path(folder) / source.stem)
         command = [compiler, "-std=c++17", "-O3", "-march=native", "-fno-math-errno", str(source), "-o", program]
         built = subprocess.run(command, capture_output=True, text=True, check=False)
         if built.returncode != 0:
-            raise CompilerError(f"{compiler} failed on {source.name}: {built.stderr.strip()[:500]}")
+            raise RuntimeError(f"{compiler} failed on {source.name}: {built.stderr.strip()[:500]}")
         lines = subprocess.run([program], check=True, capture_output=True, text=True).stdout.splitlines()
     return [json.loads(line) for line in lines]
 
@@ -59,18 +56,10 @@ def torch_products(codes: int = 512, rows: int = 128) -> list[Entry]:
             "torch.mm, float32 panel": lambda h=h, panel=panel: h @ panel,
             "torch.mm, two bfloat16 halves": lambda halves=halves, panel=panel_half: [half @ panel for half in halves],
         }
-        for name, call in methods.items():
-            rate = rows * f * codes / min(_seconds(call) for _ in range(7))
+        for name, seconds in alternate(methods, rounds=7, turn_seconds=0.05).items():
+            rate = rows * f * codes / min(seconds)
             found.append({"method": name, "direction": "forward", "num_features": f, "products_per_second": rate})
     return found
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    call()
-    began = time.perf_counter()
-    for _ in range(10):
-        call()
-    return (time.perf_counter() - began) / 10
 
 
 def table(entries: Sequence[Entry]) -> list[dict[str, str]]:
@@ -99,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     machine = describe(threads=1)  # while the machine is still idle
     try:
         entries = run_program(SOURCES / f"{given.benchmark}.cpp", given.compiler)
-    except CompilerError as error:
+    except RuntimeError as error:
         print(f"bench.micro: {error}", file=sys.stderr)
         return 1
     if given.benchmark == "sign_products":

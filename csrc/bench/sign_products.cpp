@@ -1,5 +1,5 @@
 // Times ways to multiply rows by ±1 codes: kernels of their own, small enough to read, one core, the codes' bits at
-// hand in the form each wants. `python -m bench.micro.sign_products` compiles and runs this; docs/performance.md has
+// hand in the form each wants. `python -m bench.micro sign_products` compiles and runs this; docs/performance.md has
 // the results.
 //
 // Every method computes the products of kLanes rows with 512 codes (`forward`), or adds 512 weighted codes

@@ -10,17 +10,18 @@ from pathlib import Path
 
 import pytest
 
-for name in ("pytest_benchmark", "matplotlib", "tabulate"):
-    pytest.importorskip(name, reason="needs the extra [bench]")
+pytest.importorskip("pytest_benchmark", reason="needs the extra [bench]")
+pytest.importorskip("matplotlib", reason="needs the extra [bench]")
 
 from bench import plot, results, table
 from bench.cases import CASES, FUNCTION_CASES, LIBRARY, Case
 from bench.results import load
+from bench.targets import judged
+from train.machine import describe
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = "hadamard-n64-f128-c1024"
-SOME_MACHINE = {"cpu": "Some(R) CPU @ 2.5GHz", "cpu_capability": "AVX2", "threads": 2, "torch": "2.x",
-                "cplearn_kernels": "0.0", "commit": None, "date": "a day", "load_average": 0.1}  # fmt: skip
+FEW = ("--benchmark", "--benchmark-min-rounds=2", "--benchmark-max-time=0.02")
 
 
 # ---- the file ----------------------------------------------------------------------------------------------------
@@ -39,13 +40,7 @@ def written(tmp_path) -> Path:
     small, large = Case(64, 128, 1 << 14), Case(64, 128, 1 << 16)
     ratio = {"median": 12.0, "min": 11.0, "max": 13.0}
     memory = {"growth_bytes": 80_000_000, "codes_bytes": 8_000_000}
-    missed = {
-        "text": "at least 25x as fast as eager",
-        "measured": 12.0,
-        "unit": "x",
-        "spread": [11.0, 13.0],
-        "met": False,
-    }
+    missed = judged("at least 25x as fast as eager", 25.0, 12.0, "x", [11.0, 13.0], met=False)
     entries = [
         _entry(small, LIBRARY, 0.01, memory={"growth_bytes": 0, "codes_bytes": 0}, targets=[missed]),
         _entry(small, "eager", 0.13, ratio=ratio, memory=memory),
@@ -55,7 +50,8 @@ def written(tmp_path) -> Path:
         _entry(large, LIBRARY, 0.07, targets=[{**missed, "text": "flat", "met": True}]) | {"group": "time_per_code"},
     ]
     path = tmp_path / "x.json"
-    path.write_text(json.dumps({"datetime": "2026-01-01", "machine": SOME_MACHINE, "benchmarks": entries}))
+    machine = describe(2) | {"cpu": "Some(R) CPU", "commit": None}
+    path.write_text(json.dumps({"datetime": "2026-01-01", "machine": machine, "benchmarks": entries}))
     return path
 
 
@@ -88,7 +84,7 @@ def test_other_files_are_refused(content, tmp_path, capsys):
     assert table.main([str(tmp_path / "x.json")]) == 1
     assert table.main([str(tmp_path / "absent.json")]) == 1
     first, second = capsys.readouterr().err.splitlines()
-    assert "x.json" in first and "no such file" in second
+    assert "x.json" in first and "No such file" in second
 
 
 def test_without_a_path_the_latest_record_is_read(written, tmp_path, monkeypatch):
@@ -111,12 +107,9 @@ def _pytest_bench(*options):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False, env=environment)
 
 
-def test_a_measured_case_is_written_saved_and_compared(tmp_path):
-    path, storage = tmp_path / "x.json", f"--benchmark-storage=file://{tmp_path}/saved"
-    few = ("--benchmark", "--benchmark-min-rounds=2", "--benchmark-max-time=0.02", storage, "-k", TINY)
-    done = _pytest_bench(
-        *few, f"--benchmark-json={path}", "--benchmark-save=first", "-k", f"{TINY} and (library or tidy)"
-    )
+def test_a_measured_case_is_written_with_its_ratio_and_target(tmp_path):
+    path = tmp_path / "x.json"
+    done = _pytest_bench(*FEW, f"--benchmark-json={path}", "-k", f"{TINY} and (library or tidy)")
     text = done.stdout + done.stderr
     record = load(path)
     entries = {entry["extra_info"]["implementation"]: entry for entry in record["benchmarks"]}
@@ -134,14 +127,16 @@ def test_a_measured_case_is_written_saved_and_compared(tmp_path):
     assert verdict["met"] is (verdict["measured"] >= 1.0) and "at least 1x as fast as tidy" in text
     assert done.returncode == (pytest.ExitCode.OK if verdict["met"] else pytest.ExitCode.TESTS_FAILED), text
     assert "node" not in record["machine_info"] and record["machine"]["threads"] == 1
-    # And back: the same case against the saved run, on the same machine.
-    again = _pytest_bench(*few, "--benchmark-only", "--benchmark-compare", "-k", f"{TINY} and library")
-    text = again.stdout + again.stderr
-    assert (
-        again.returncode == 0
-        and "Comparing against benchmarks from" in text
-        and "machine_info is different" not in text
-    )
+
+
+@pytest.mark.slow
+def test_a_saved_run_is_compared_with(tmp_path):
+    few = (*FEW, f"--benchmark-storage=file://{tmp_path}", "-k", f"{TINY} and library")
+    for options in (("--benchmark-save=first",), ("--benchmark-only", "--benchmark-compare")):
+        done = _pytest_bench(*few, *options)
+        assert done.returncode == 0, done.stdout + done.stderr
+    text = done.stdout + done.stderr
+    assert "Comparing against benchmarks from" in text and "machine_info is different" not in text
     assert f"test_loss[{TINY}-library] (0001_first)" in text and f"test_loss[{TINY}-library] (NOW)" in text
 
 

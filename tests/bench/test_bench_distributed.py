@@ -10,7 +10,6 @@ import torch
 
 from bench.distributed import traffic
 from bench.distributed.rank_processes import rows_of
-from bench.results import path_for
 from bench.timing import spread
 
 command = importlib.import_module("bench.distributed.__main__")
@@ -84,8 +83,3 @@ def test_a_failing_rank_is_said(tiny, capsys):
     assert command.main(["--codes", "--world", "2", "--traffic-codes", "64", "--backend", "nonsense"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("bench.distributed: ") and "nonsense" in error and error.count("\n") == 1
-
-
-def test_the_file_is_named_by_processor():
-    machine = {"cpu": "Some CPU (TM) 9", "threads": 1}
-    assert path_for("distributed", machine).name == "distributed-some-cpu-9-1t.json"

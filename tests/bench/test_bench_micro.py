@@ -42,5 +42,5 @@ def test_a_missing_compiler_is_named(capsys, tmp_path):
 @needs_compiler
 def test_a_program_that_does_not_compile_is_an_error(tmp_path):
     (tmp_path / "broken.cpp").write_text("int main( {")
-    with pytest.raises(micro.CompilerError, match="c\\+\\+ failed on broken.cpp: .*error"):
+    with pytest.raises(RuntimeError, match="c\\+\\+ failed on broken.cpp: .*error"):
         micro.run_program(tmp_path / "broken.cpp", "c++")

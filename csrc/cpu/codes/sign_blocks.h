@@ -1,7 +1,7 @@
 // Products of rows with independent ±1 codes (Rademacher, or a matrix packed to bits), without multiplying: of four
 // coordinates there are only sixteen signed sums, so a table of them turns four multiply-adds into one addition. The
 // interface is that of HadamardBlocks (hadamard_blocks.h); what each way to multiply reaches is in docs/performance.md
-// and printed by `python -m bench.micro.sign_products`.
+// and printed by `python -m bench.micro sign_products`.
 #pragma once
 
 #include <cstdint>

@@ -56,9 +56,8 @@ def test_the_record_has_every_architecture_and_no_spill():
 def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cuda_resources, "RESULTS", tmp_path)
     for stack, status in ((0, 0), (8, 1)):
-        monkeypatch.setattr(
-            cuda_resources, "read", lambda stack=stack: cuda_resources.parse(USAGE.format("f", stack, 0))
-        )
+        records = cuda_resources.parse(USAGE.format("f", stack, 0))
+        monkeypatch.setattr(cuda_resources, "read", lambda records=records: records)
         assert cuda_resources.main() == status
         assert json.loads((tmp_path / "cuda_resources.json").read_text())["kernels"][0]["stack"] == stack
     monkeypatch.setattr(cuda_resources, "read", lambda: "no cuobjdump")
