@@ -15,8 +15,9 @@ import pytest
 # Before anything loads OpenMP: by default its threads spin while they wait, on cores that other processes want.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import torch  # noqa: E402
-from turns import alone, beside_others  # noqa: E402, F401
+import torch
+from tabulate import tabulate
+from turns import alone, beside_others  # noqa: F401
 
 pytest.register_assert_rewrite("function_checks", "gpu_checks", "range_checks", "shard_checks")
 
@@ -26,7 +27,7 @@ if not torch.cuda.is_available():
 
 
 def keep_freed_memory():
-    """glibc returns large blocks to the system and gets them again page by page: more than half of the oracle's time."""
+    """glibc returns large blocks to the system and gets them again page by page: half of the oracle's time."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
     if mallopt is not None:
         mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped by itself
@@ -59,6 +60,9 @@ def give_back_memory():
         trim(0)
 
 
+ERRORS = [f"{what}_{part}" for what in ("value", "gradient") for part in ("error", "tolerance", "test")]
+
+
 class Conformance:
     """Worst value and gradient errors, each with its tolerance and its test, by backend, function, dtype and regime."""
 
@@ -87,11 +91,15 @@ class Conformance:
         return Conformance()
 
     def table(self):
-        """The table as Markdown lines."""
-        yield "| backend | function | dtype | regime | worst value error | worst gradient error | gradient tolerance | cases |"
-        yield "|---|---|---|---|---|---|---|---|"
-        for *key, value, _, _, gradient, tolerance, _, count in self.rows():
-            yield "| " + " | ".join([*key, f"{value:.1e}", f"{gradient:.1e}", f"{tolerance:.0e}", str(count)]) + " |"
+        """The table in Markdown."""
+        heads = "backend,function,dtype,regime,worst value error,worst gradient error,gradient tolerance,cases".split(
+            ","
+        )
+        rows = [
+            [*key, f"{value:.1e}", f"{gradient:.1e}", f"{tolerance:.0e}", count]
+            for *key, value, _, _, gradient, tolerance, _, count in self.rows()
+        ]
+        return tabulate(rows, heads, tablefmt="github", disable_numparse=True)
 
 
 def pytest_addoption(parser):
@@ -128,11 +136,10 @@ def pytest_terminal_summary(terminalreporter, config):
     if not config.conformance.worst:
         return
     terminalreporter.section("conformance: worst errors against the float64 oracle")
-    for line in config.conformance.table():
-        terminalreporter.write_line(line)
+    terminalreporter.write_line(config.conformance.table())
     path = config.getoption("--conformance-json")
     if path:
-        names = "backend function dtype regime value_error value_tolerance value_test gradient_error gradient_tolerance gradient_test cases"
-        rows = [dict(zip(names.split(), row, strict=True)) for row in config.conformance.rows()]
+        names = ["backend", "function", "dtype", "regime", *ERRORS, "cases"]
+        rows = [dict(zip(names, row, strict=True)) for row in config.conformance.rows()]
         with open(path, "w") as file:
             json.dump(rows, file, indent=1)

@@ -32,7 +32,8 @@ def run(*command):
 
 def build(folder, targets, sanitize=""):
     run("cmake", "-S", str(ROOT), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Release", "-DCPLEARN_BUILD_PYTHON=OFF",
-        "-DCPLEARN_BUILD_TESTS=ON", f"-DCPLEARN_TARGETS={';'.join(targets)}", f"-DCPLEARN_SANITIZE={sanitize}")  # fmt: skip
+        "-DCPLEARN_BUILD_TESTS=ON", f"-DCPLEARN_TARGETS={';'.join(targets)}",
+        f"-DCPLEARN_SANITIZE={sanitize}")  # fmt: skip
     run("cmake", "--build", str(folder), "--parallel", "2")
     return str(folder / "test_kernels")
 

@@ -25,8 +25,12 @@ SOURCES = ("cplearn_kernels", "csrc", "cmake", "train", "bench", "tests")
 FILES = ("setup.py", "pyproject.toml", "CMakeLists.txt", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md")
 SCRIPTS = sysconfig.get_path("scripts")  # a virtual environment need not be on PATH
 # Without CUDA kernels: they take minutes, and what the tests run in was built with them where nvcc is.
-ENVIRONMENT = {**os.environ, "PATH": os.pathsep.join([SCRIPTS, os.environ.get("PATH", "")]), "PIP_NO_INPUT": "1",
-               "CMAKE_ARGS": "-DCPLEARN_CUDA=OFF"}
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": os.pathsep.join([SCRIPTS, os.environ.get("PATH", "")]),
+    "PIP_NO_INPUT": "1",
+    "CMAKE_ARGS": "-DCPLEARN_CUDA=OFF",
+}
 
 
 def missing_tools():
@@ -143,13 +147,17 @@ def test_without_nvcc_the_build_says_what_is_missing(copied, tmp_path):
     done = subprocess.run(configure, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "Without CUDA kernels: no working nvcc was found" in done.stdout
-    insisted = subprocess.run([*configure, "-DCPLEARN_CUDA=ON"], env=environment, capture_output=True, text=True, timeout=300)
+    insisted = subprocess.run(
+        [*configure, "-DCPLEARN_CUDA=ON"], env=environment, capture_output=True, text=True, timeout=300
+    )
     assert insisted.returncode != 0 and "CPLEARN_CUDA=ON, but no working nvcc was found" in insisted.stderr
 
 
 @needs_tools
 def test_sdist_holds_what_a_build_needs(sdist):
-    wanted = sources("csrc", "*.h", "*.cpp", "*.cu", "*.cuh") | sources("cmake", "*") | sources("cplearn_kernels", "*.py")
+    wanted = (
+        sources("csrc", "*.h", "*.cpp", "*.cu", "*.cuh") | sources("cmake", "*") | sources("cplearn_kernels", "*.py")
+    )
     wanted |= {"CMakeLists.txt", "setup.py", "pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md"}
     assert wanted - sdist == set()
     assert not any(name.endswith((".so", ".o", ".pyc")) for name in sdist)

@@ -54,7 +54,7 @@ def backends(pytestconfig):
 
 @functools.lru_cache(maxsize=2)
 def shared(make, *arguments):
-    """`make(*arguments)`: one dictionary for all tests in a row that use it, so that its float64 codes are made once."""
+    """`make(*arguments)`: one dictionary for all tests in a row, so that its float64 codes are made once."""
     return make(*arguments)
 
 

@@ -16,13 +16,13 @@ import cplearn_kernels
 from cplearn_kernels import DenseDictionary, RademacherDictionary, cplearn_loss, default_temperature, reference
 from cplearn_kernels import dictionary as dictionary_module
 
-# What docs/support.md promises: |dL| <= 1e-6 max(|L|, 1); |dg| <= 1e-5 max(|g|, floor). Where logits exceed 60 in size the
-# float32 rounding of a logit alone (3e-5 at 300) moves a probability by more than 1e-5.
+# What docs/support.md promises: |dL| <= 1e-6 max(|L|, 1); |dg| <= 1e-5 max(|g|, floor). Where logits exceed 60 in size
+# the float32 rounding of a logit alone (3e-5 at 300) moves a probability by more than 1e-5.
 LOSS_TOLERANCE = 1e-6
 GRADIENT_TOLERANCE = 1e-5
 LARGE_LOGIT_GRADIENT_TOLERANCE = 5e-5
-# The backends "cpu", "triton" and "cuda" with so few features: nothing averages the rounding of a logit, and equal codes share
-# a row's mass. Calls that name no backend go elsewhere (`reservation`); named, they are held to this.
+# The backends "cpu", "triton" and "cuda" with so few features: nothing averages the rounding of a logit, and equal codes
+# share a row's mass. Calls that name no backend go elsewhere (`reservation`); named, they are held to this.
 FEW_FEATURES = 16
 FEW_FEATURES_TOLERANCES = (5e-6, 5e-5)
 LARGE_LOGIT = 60.0

@@ -21,7 +21,7 @@ PARALLEL = fcntl is not None and "PYTEST_XDIST_WORKER" in os.environ
 
 @contextlib.contextmanager
 def _room(tmp_path_factory, exclusive):
-    """Many at a time, or one alone, in the room of this run. The door is held while waiting, so that nobody overtakes."""
+    """Many at a time, or one alone, in the room of this run. Who waits holds the door, so that nobody overtakes."""
     folder = tmp_path_factory.getbasetemp().parent  # that of the process which started the others
     with open(folder / "door", "w") as door, open(folder / "room", "w") as room:
         fcntl.flock(door, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""What the Triton backend launches compiles ahead of time for each architecture, without spills, within shared memory."""
+"""What the Triton backend launches compiles ahead of time for each architecture, without spills or too much memory."""
 
 from __future__ import annotations
 
