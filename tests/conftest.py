@@ -92,9 +92,7 @@ class Conformance:
 
     def table(self):
         """The table in Markdown."""
-        heads = "backend,function,dtype,regime,worst value error,worst gradient error,gradient tolerance,cases".split(
-            ","
-        )
+        heads = ["backend", "function", "dtype", "regime", "worst value error", "gradient error", "tolerance", "cases"]
         rows = [
             [*key, f"{value:.1e}", f"{gradient:.1e}", f"{tolerance:.0e}", count]
             for *key, value, _, _, gradient, tolerance, _, count in self.rows()

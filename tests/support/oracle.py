@@ -21,7 +21,7 @@ from cplearn_kernels import dictionary as dictionary_module
 LOSS_TOLERANCE = 1e-6
 GRADIENT_TOLERANCE = 1e-5
 LARGE_LOGIT_GRADIENT_TOLERANCE = 5e-5
-# The backends "cpu", "triton" and "cuda" with so few features: nothing averages the rounding of a logit, and equal codes
+# Backends "cpu", "triton" and "cuda" with so few features: nothing averages the rounding of a logit, and equal codes
 # share a row's mass. Calls that name no backend go elsewhere (`reservation`); named, they are held to this.
 FEW_FEATURES = 16
 FEW_FEATURES_TOLERANCES = (5e-6, 5e-5)
