@@ -25,6 +25,7 @@ FILES = {
                f"{KERNELS}/triton/test_triton_shard.py"),
 }  # fmt: skip
 DRY_FILES = tuple(f"{KERNELS}/{name}/test_{name}_gpu.py" for name in FILES)  # on a CPU they skip themselves
+_WORKER = "PYTEST_XDIST_WORKER"  # not what started this command, but what it starts
 _OUTCOMES = "CPLEARN_GPU_OUTCOMES"  # the environment variable that tells the plugin its file
 
 
@@ -37,7 +38,7 @@ def run_file(file: str, seconds: float, log: Path) -> dict[str, Any]:
         options += ["-n", str(min(12, os.cpu_count() or 1))]  # nearly all of Triton's time is its compiler's
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "outcomes"
-        ended = run([sys.executable, "-m", "pytest", *options, file], seconds, log, {_OUTCOMES: str(path)})
+        ended = run([sys.executable, "-m", "pytest", *options, file], seconds, log, {_OUTCOMES: str(path), _WORKER: ""})
         lines = path.read_text().splitlines() if path.exists() else []
     last: dict[str, list[str]] = {}
     for test, outcome, why in (json.loads(line) for line in lines if line.endswith("]")):  # the last may be cut off
@@ -53,7 +54,7 @@ def run_file(file: str, seconds: float, log: Path) -> dict[str, Any]:
 
 def _note(test: str, outcome: str, why: str = "") -> None:
     # pytest-xdist's workers hand their reports to a process that notes them.
-    if _OUTCOMES in os.environ and "PYTEST_XDIST_WORKER" not in os.environ:
+    if _OUTCOMES in os.environ and not os.environ.get(_WORKER):
         with open(os.environ[_OUTCOMES], "a") as file:
             file.write(json.dumps([test, outcome, why]) + "\n")
 

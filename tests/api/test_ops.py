@@ -101,6 +101,7 @@ def test_compiled_loss_equals_eager(kind, beta, prior, given, backend):
     assert not any(same_bits(a, -b) for a, b in zip(eager, traced, strict=True))
 
 
+@pytest.mark.slow
 def test_compiled_by_inductor():
     """The default compiler, with code around the operator that it fuses: equal to float32 rounding."""
 

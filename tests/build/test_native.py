@@ -60,6 +60,7 @@ def test_every_instruction_set(tmp_path):
     assert nothing.returncode == 1 and "nothing was run" in nothing.stdout
 
 
+@pytest.mark.slow
 def test_address_and_undefined_behaviour_sanitizers(tmp_path):
     """The widest vectors that run here are those whose overruns would hide best; `make sanitize` runs more."""
     probe = tmp_path / "probe.cpp"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import embeddings, loss_and_gradients, make_dictionary, same_bits
+from tiers import slow
 
 import cplearn_kernels as cpk
 from cplearn_kernels.backends import select
@@ -245,7 +246,7 @@ print(json.dumps(grown))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is read from Linux's /proc")
-@pytest.mark.parametrize("backend, kind", [("cpu", "hadamard"), ("cpu", "rademacher"), ("torch", "hadamard")])
+@pytest.mark.parametrize("backend, kind", [("cpu", "hadamard"), slow("cpu", "rademacher"), slow("torch", "hadamard")])
 def test_memory_does_not_grow_with_the_number_of_codes(backend, kind):
     """From 2^16 to 2^17 codes one (n, c) array grows by 16 MB; allocator noise is a few MB, so 8 MB tells them apart.
 

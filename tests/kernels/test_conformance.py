@@ -13,6 +13,7 @@ import pytest
 import torch
 from oracle import REGIMES, SETTINGS, LossOracle, RowOracle, check_loss, make_case, run_loss
 from other_blas import other_blas
+from tiers import slow
 
 import cplearn_kernels as cpk
 from cplearn_kernels import reference
@@ -58,12 +59,14 @@ def shared(make, *arguments):
     return make(*arguments)
 
 
+def slow_if_large(f, c, n):
+    """A shape; marked slow where its oracle and the settings of a loss take a second and more."""
+    return slow(f, c, n) if n * c * (f + 64) > 12 * 10**6 else pytest.param(f, c, n)
+
+
 def shapes(rows):
-    """All features and codes with `rows`; those whose oracle takes seconds are marked slow."""
-    return [
-        pytest.param(f, c, n, marks=pytest.mark.slow if f * c * n > 7 * 10**7 else ())
-        for f, c, n in itertools.product(FEATURES, CODES, rows)
-    ]
+    """All features and codes with `rows`."""
+    return list(itertools.starmap(slow_if_large, itertools.product(FEATURES, CODES, rows)))
 
 
 def affordable(backend, f, c, n, position):
@@ -104,8 +107,10 @@ def test_loss_of_half_precision_inputs(f, c, n, dtype, backends, conformance):
             check_loss(conformance, backend, oracle, setting, loss, gradients, dtype)
 
 
-@pytest.mark.parametrize("n", (1, 15, 64))
-@pytest.mark.parametrize("f, c", [(1, 3), (7, 1000), (128, 5000), (384, 1000), (2048, 600)])
+@pytest.mark.parametrize("f, c, n", [
+    slow_if_large(f, c, n)
+    for f, c in [(1, 3), (7, 1000), (128, 5000), (384, 1000), (2048, 600)] for n in (1, 15, 64)
+])  # fmt: skip
 @pytest.mark.parametrize("kind", OTHER_DICTIONARIES)
 def test_loss_with_the_other_dictionaries(kind, f, c, n, backends, conformance):
     dictionary = shared(OTHER_DICTIONARIES[kind], f, c)
@@ -145,7 +150,7 @@ def test_same_bits_with_one_and_two_threads():
 @pytest.mark.parametrize("dtype", (torch.float32, *HALVES), ids=str)
 @pytest.mark.parametrize("function", ROW_FUNCTIONS)
 @pytest.mark.parametrize("f, c, n", [(1, 1, 1), (1, 3, 15), (7, 1000, 2), (100, 1000, 64), (128, 16385, 15),
-                                     (384, 3, 257), (2048, 5000, 15)])  # fmt: skip
+                                     (384, 3, 257), slow(2048, 5000, 15)])  # fmt: skip
 def test_row_functions(f, c, n, function, dtype, backends, conformance):
     for kind, regime in itertools.product((cpk.HadamardDictionary, cpk.RademacherDictionary), REGIMES):
         dictionary = shared(kind, f, c, 4)
@@ -155,7 +160,7 @@ def test_row_functions(f, c, n, function, dtype, backends, conformance):
 
 
 # Odd seeds shuffle the terms of a sum.
-@pytest.mark.parametrize("seed", (1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (0, 2, 3, 4, 5, 6, 7))))
+@pytest.mark.parametrize("seed", (1, *map(slow, (0, 2, 3, 4, 5, 6, 7))))
 def test_half_of_every_tolerance_is_in_hand_whatever_the_blas(seed, conformance):
     label, half = "torch, any BLAS", {"share": 0.5}
     usual = tuple(zip(REGIMES, SETTINGS[seed::3], strict=False))

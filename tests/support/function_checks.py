@@ -9,6 +9,7 @@ import oracle
 import pytest
 import torch
 from cases import Checks, embeddings, loss_and_gradients, make_dictionary, same_bits, slow_but
+from tiers import slow
 
 import cplearn_kernels as cpk
 from cplearn_kernels import reference
@@ -69,7 +70,7 @@ class FunctionChecks(Checks):
         self.check_loss(conformance, dictionary, oracle.make_case(dictionary, 5, "l2"), [setting])
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-    @pytest.mark.parametrize("kind, f", [("hadamard", 100), ("hadamard", 300), ("rademacher", 70)])
+    @pytest.mark.parametrize("kind, f", [slow("hadamard", 100), slow("hadamard", 300), ("rademacher", 70)])
     def test_half_precision(self, kind, f, dtype, conformance):
         dictionary = make_dictionary(kind, f, 300)
         case = oracle.make_case(dictionary, 9, "l2", dtype)
@@ -124,7 +125,7 @@ class FunctionChecks(Checks):
 
     # ---- inputs of all sorts ----
 
-    @pytest.mark.parametrize("kind, f", [("hadamard", 100), ("hadamard", 260), ("rademacher", 130)])
+    @pytest.mark.parametrize("kind, f", [slow("hadamard", 100), slow("hadamard", 260), ("rademacher", 130)])
     def test_finite_for_extreme_inputs(self, kind, f):
         dictionary = make_dictionary(kind, f, 300)
         case, (temperature, scales) = oracle.make_case(dictionary, 5, "l2"), self.EXTREMES

@@ -16,7 +16,7 @@ try:
 except ImportError:  # not POSIX: tests only share
     fcntl = None
 
-PARALLEL = fcntl is not None and "PYTEST_XDIST_WORKER" in os.environ
+PARALLEL = fcntl is not None and bool(os.environ.get("PYTEST_XDIST_WORKER"))
 
 
 @contextlib.contextmanager

@@ -56,7 +56,7 @@ def test_the_detector_finds_what_it_should_and_nothing_else(tmp_path):
             assert re.search(EXPECTED[name], verdict), (name, verdict)
 
 
-@pytest.mark.parametrize("log2_block", [9, 11])
+@pytest.mark.parametrize("log2_block", [9, pytest.param(11, marks=pytest.mark.slow)])
 def test_a_barrier_taken_out_of_the_kernels_is_noticed(log2_block, tmp_path):
     """Each barrier of a tile's transforms and of the partners' exchange, one at a time."""
     sources = tmp_path / "csrc"

@@ -69,21 +69,21 @@ class TestTriton(Triton, FunctionChecks):
                 DICTIONARY_KINDS, [(1, 9), (7, 40), (33, 300), (128, 200), (129, 300), (300, 1100), (520, 1030)])
         ]},
         "test_loss_and_gradient": {
-            "kind, f, c, n": slow_but(SHAPES, *SHAPES[:2], SHAPES[4], SHAPES[6], SHAPES[14], SHAPES[17])
+            "kind, f, c, n": slow_but(SHAPES, SHAPES[0], SHAPES[6], SHAPES[12], SHAPES[17])
         },
         "test_every_setting": {
             "kind, f, c": slow_but([(*pair, 200) for pair in PAIRS], ("hadamard", 100, 200)), "setting": SETTINGS[::3]
         },
         "test_dictionaries_of_several_spans": {
-            "kind, f": slow_but([*PAIRS, ("rademacher", 40), ("dense", 130)], PAIRS[0], ("rademacher", 40))
+            "kind, f": slow_but([*PAIRS, ("rademacher", 40), ("dense", 130)], ("rademacher", 40))
         },
         "test_row_functions": {
-            "kind, f, c, n": slow_but(SHAPES[1:10:2] + SHAPES[12::2], SHAPES[5], SHAPES[12], SHAPES[14], SHAPES[18])
+            "kind, f, c, n": slow_but(SHAPES[1:10:2] + SHAPES[12::2], SHAPES[5], SHAPES[12], SHAPES[18])
         },
         "test_a_row_that_is_not_finite": {"kind, f": [("hadamard", 33)]},
-        "test_strides_do_not_matter": {"kind, f": [("hadamard", 100), ("hadamard", 260)]},
+        "test_strides_do_not_matter": {"kind, f": slow_but([("hadamard", 100), ("hadamard", 260)], ("hadamard", 100))},
         "test_same_bits_every_time": {"kind, f, c, n": slow_but(
-            [("hadamard", 260, 700, 20), ("rademacher", 130, 700, 20)], ("hadamard", 260, 700, 20)
+            [("hadamard", 260, 700, 20), ("rademacher", 130, 700, 20)], ("rademacher", 130, 700, 20)
         )},
     }  # fmt: skip
 

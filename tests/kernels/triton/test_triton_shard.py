@@ -10,6 +10,7 @@ import torch
 from cases import one_thread, slow_but  # noqa: F401
 from range_checks import RangeChecks, far_dictionary
 from test_triton import DEVICE, Triton
+from tiers import slow
 
 from cplearn_kernels.backends.triton.codes import codes_of
 from cplearn_kernels.backends.triton.launches import Batch
@@ -38,10 +39,12 @@ class TestTritonShard(Triton, RangeChecks):
         "test_half_precision_and_strides": {"kind, f, c": [("rademacher", 40, 300)]},
         "test_rows_aligned_with_codes": {"kind, f": slow_but([("hadamard", 200), ("dense", 100)], ("dense", 100))},
         "test_ranges_of_several_spans": {
-            "kind, f": [("hadamard", 200), ("rademacher", 130), ("dense", 40)], "c, prior": [(1100, "cross_entropy")]
+            "kind, f": slow_but([("hadamard", 200), ("rademacher", 130), ("dense", 40)], ("dense", 40)),
+            "c, prior": [(1100, "cross_entropy")],
         },
         "test_mean_assignment": {
-            "kind, f, world": [("hadamard", 200, 3), ("rademacher", 40, 2), ("dense", 33, 3)], "c, n": [(600, 6)]
+            "kind, f, world": [slow("hadamard", 200, 3), slow("rademacher", 40, 2), ("dense", 33, 3)],
+            "c, n": [(600, 6)],
         },
         "test_what_is_left_out_or_wrong_is_noticed": {"kind, f": [("rademacher", 40)]},
         "test_what_each_step_returns": {"kind, f": [("hadamard", 200), ("rademacher", 40)]},
