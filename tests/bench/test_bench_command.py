@@ -107,6 +107,7 @@ def _pytest_bench(*options):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False, env=environment)
 
 
+@pytest.mark.slow
 def test_a_measured_case_is_written_with_its_ratio_and_target(tmp_path):
     path = tmp_path / "x.json"
     done = _pytest_bench(*FEW, f"--benchmark-json={path}", "-k", f"{TINY} and (library or tidy)")

@@ -61,7 +61,7 @@ def shared(make, *arguments):
 
 def slow_if_large(f, c, n):
     """A shape; marked slow where its oracle and the settings of a loss take a second and more."""
-    return slow(f, c, n) if n * c * (f + 64) > 12 * 10**6 else pytest.param(f, c, n)
+    return slow(f, c, n) if n * c * (f + 64) > 6 * 10**6 else pytest.param(f, c, n)
 
 
 def shapes(rows):

@@ -8,7 +8,7 @@ import math
 import oracle
 import pytest
 import torch
-from cases import Checks, embeddings, loss_and_gradients, make_dictionary, same_bits, slow_but
+from cases import Checks, embeddings, loss_and_gradients, make_dictionary, same_bits
 from tiers import slow
 
 import cplearn_kernels as cpk
@@ -89,8 +89,8 @@ class FunctionChecks(Checks):
             oracle.check_row_function(conformance, self.backend, function, dictionary, n, regime, device=self.device)
 
     @pytest.mark.parametrize("function", ROW_FUNCTIONS)
-    @pytest.mark.parametrize("kind, f", slow_but([("hadamard", 100), ("hadamard", 260), ("rademacher", 130)],
-                                                 ("hadamard", 100)))  # fmt: skip
+    @pytest.mark.slow
+    @pytest.mark.parametrize("kind, f", [("hadamard", 100), ("hadamard", 260), ("rademacher", 130)])
     def test_row_functions_over_several_spans(self, short_spans, kind, f, function, conformance):
         for c, dtype in ((1300, torch.float32), (300, torch.bfloat16)):
             dictionary = make_dictionary(kind, f, c)
