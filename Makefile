@@ -12,7 +12,7 @@ CUDA_ARCHITECTURES ?= 80;90;100
 
 help:
 	@echo "make train   environment, build, a training run on the digits, report in $(OUTPUT)/report.html"
-	@echo "make test    environment, build, and of every kind of test the quick ones, in two processes: 6 minutes on two cores"
+	@echo "make test    environment, build, and of every kind of test the quick ones, in two processes: about 7 minutes on two cores"
 	@echo "make test-slow   the tests that make test leaves out"
 	@echo "make test-all    both in one run"
 	@echo "make lint    ruff's checks and format, mypy over cplearn_kernels, and a C++ build in which warnings are errors"
